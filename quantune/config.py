@@ -1,0 +1,77 @@
+"""One point of the quantization space, as a value that prints to and parses from one line."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+
+from quantune.errors import UsageError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scheme": ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"),
+    "clip": ("max", "kl", "percentile", "mse", "aciq"),
+    "granularity": ("tensor", "channel"),
+    "precision": ("int8", "mixed", "f32", "f16"),
+}
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a network is quantized.
+
+    calib: number of calibration images asked for; fewer are used, and said so, when the set is smaller.
+    scheme: how a range becomes a scale and a zero point. clip: how an observed range is cut.
+    granularity: one weight scale per tensor or per output channel (activations stay per tensor).
+    precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
+    """
+
+    calib: int = 1000
+    scheme: str = "asymmetric"
+    clip: str = "max"
+    granularity: str = "channel"
+    precision: str = "int8"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.calib, int) or isinstance(self.calib, bool) or self.calib < 1:
+            raise UsageError(f"calib={self.calib}: expected a number of images, 1 or more")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value}: expected one of {', '.join(allowed)}{_hint(str(value), allowed)}")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.precision in ("f32", "f16")
+
+    @classmethod
+    def parse(cls, line: str) -> QuantConfig:
+        """Read ``key=value,key=value``; keys left out keep their defaults. Raises UsageError that names the bad part."""
+        names = tuple(f.name for f in fields(cls))
+        values: dict[str, str | int] = {}
+        for item in filter(None, (part.strip() for part in line.split(","))):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if not equals:
+                raise UsageError(f"configuration '{line}': '{item}' is not of the form key=value")
+            if key not in names:
+                raise UsageError(
+                    f"configuration '{line}': unknown key '{key}', expected one of {', '.join(names)}{_hint(key, names)}"
+                )
+            if key in values:
+                raise UsageError(f"configuration '{line}': key '{key}' is given twice")
+            if key == "calib" and not (value.isascii() and value.isdigit()):
+                raise UsageError(f"configuration '{line}': calib={value}: expected a number of images, 1 or more")
+            values[key] = int(value) if key == "calib" else value
+        if not values:
+            raise UsageError("the configuration is empty; expected for example scheme=asymmetric,clip=kl,precision=int8")
+        return cls(**values)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        if self.is_float:
+            return f"precision={self.precision}"
+        return ",".join(f"{name}={value}" for name, value in asdict(self).items())
+
+
+def _hint(value: str, allowed: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(value, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
