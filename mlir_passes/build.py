@@ -1,0 +1,172 @@
+"""Builders and readers that the rewrites share. All build at the current insertion point and location.
+
+with ir.InsertionPoint(op), op.location:
+    bias = parameter("features.0.bias", array)                     # a constant whose numbers may be supplied later
+    out = elementwise([acc, bias], out_type, lambda a, b: arith.addi(a, b))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch_mlir import ir
+from torch_mlir.dialects import arith, linalg, tensor
+
+#: Names a constant whose numbers are data: `quantune-outline-parameters` makes a parameter of it.
+PARAMETER = "quantune.parameter"
+#: Names the network's layer an operation comes from.
+LAYER = "quantune.layer"
+#: Annotations that ask for quantization; spent once the integer network stands, and full of numbers.
+ANNOTATIONS = ("quantune.output", "quantune.weight")
+
+_ELEMENT_TYPES: dict[str, Callable[[], ir.Type]] = {
+    "int8": lambda: ir.IntegerType.get_signless(8),
+    "int32": lambda: ir.IntegerType.get_signless(32),
+    "int64": lambda: ir.IntegerType.get_signless(64),
+    "float16": ir.F16Type.get,
+    "float32": ir.F32Type.get,
+}
+
+
+def element_type(dtype: npt.DTypeLike) -> ir.Type:
+    """The MLIR element type of a numpy dtype (i8, i32, i64, f16, f32); raises ValueError for any other."""
+    name = np.dtype(dtype).name
+    if name not in _ELEMENT_TYPES:
+        raise ValueError(f"no element type for dtype {name}; expected one of {', '.join(_ELEMENT_TYPES)}")
+    return _ELEMENT_TYPES[name]()
+
+
+def tensor_type(shape: Sequence[int], element: ir.Type | npt.DTypeLike) -> ir.RankedTensorType:
+    """The tensor type of a shape and an element type, given as MLIR type or numpy dtype."""
+    return ir.RankedTensorType.get(list(shape), element if isinstance(element, ir.Type) else element_type(element))
+
+
+def dense(array: npt.ArrayLike) -> ir.DenseElementsAttr:
+    """The readable constant attribute with an array's numbers; rank 0 and splat included."""
+    contiguous = np.require(array, requirements="C")  # keeps rank 0, which ascontiguousarray does not
+    return ir.DenseElementsAttr.get(contiguous, type=element_type(contiguous.dtype))
+
+
+def constant(array: npt.ArrayLike) -> ir.Value:
+    """A tensor constant with an array's numbers."""
+    attribute = dense(array)
+    return arith.ConstantOp(attribute.type, attribute).result
+
+
+def parameter(name: str, array: npt.ArrayLike) -> ir.Value:
+    """A tensor constant tagged `quantune.parameter = name` (`<layer>.<role>`), rank 0 for a scalar.
+
+    Programs that differ only in parameters must be the same text: build the same operations whatever the numbers are.
+    """
+    value = constant(array)
+    value.owner.attributes[PARAMETER] = ir.StringAttr.get(name)
+    return value
+
+
+def constant_array(value: ir.Value) -> np.ndarray | None:
+    """The numbers of an `arith.constant` tensor; None for any other value and for unreadable `dense_resource` data."""
+    op = defining_op(value)
+    if op is None or op.name != "arith.constant":
+        return None
+    attribute = op.attributes["value"]
+    return np.array(attribute) if isinstance(attribute, ir.DenseElementsAttr) else None
+
+
+def defining_op(value: ir.Value) -> ir.Operation | None:
+    """The operation that makes `value`; None for a block argument."""
+    owner = value.owner
+    return None if isinstance(owner, ir.Block) else owner.operation
+
+
+def layer_of(op: ir.Operation | ir.OpView) -> str | None:
+    """The layer name on an operation (`quantune.layer`), or None."""
+    return _string_attribute(op, LAYER)
+
+
+def parameter_name(op: ir.Operation | ir.OpView) -> str | None:
+    """The tag of a parameter constant (`quantune.parameter`), or None."""
+    return _string_attribute(op, PARAMETER)
+
+
+def set_layer(op: ir.Operation | ir.OpView, layer: str | None) -> None:
+    """Name the operation's layer; None leaves it as it is."""
+    if layer is not None:
+        op.operation.attributes[LAYER] = ir.StringAttr.get(layer, context=op.operation.context)
+
+
+def walk(root: ir.Operation | ir.OpView) -> Iterator[ir.Operation]:
+    """All operations under `root`, itself first, in program order; those already given may be erased meanwhile."""
+    yield root.operation
+    for region in root.operation.regions:
+        for block in region.blocks:
+            for op in list(block.operations):
+                yield from walk(op)
+
+
+def identity_map(rank: int) -> ir.AffineMap:
+    """`(d0, …) -> (d0, …)`: the operand has the result's shape."""
+    return ir.AffineMap.get_identity(rank)
+
+
+def channel_map(rank: int, dim: int) -> ir.AffineMap:
+    """`(d0, …) -> (d<dim>)`: a rank-1 operand with one number for each index along `dim`."""
+    return ir.AffineMap.get(rank, 0, [ir.AffineExpr.get_dim(dim)])
+
+
+def scalar_map(rank: int) -> ir.AffineMap:
+    """`(d0, …) -> ()`: a rank-0 operand."""
+    return ir.AffineMap.get(rank, 0, [])
+
+
+def elementwise(
+    inputs: Sequence[ir.Value],
+    out_type: ir.RankedTensorType,
+    body: Callable[..., ir.Value],
+    *,
+    maps: Sequence[ir.AffineMap | None] | None = None,
+    channel: int = 1,
+    layer: str | None = None,
+) -> ir.Value:
+    """A `linalg.generic` with parallel loops over `out_type`'s shape whose body is `body(*elements)`.
+
+    An input's map, where not given, follows from its rank: the result's rank is the identity, rank 0 a scalar, rank 1
+    one number for each index along dimension `channel`. The operation is named `layer`, where given.
+    """
+    rank = out_type.rank
+    chosen = maps or [None] * len(inputs)
+    if len(chosen) != len(inputs):
+        raise ValueError(f"{len(chosen)} maps for {len(inputs)} inputs")
+    indexing = [given or _map_by_rank(value, rank, channel) for given, value in zip(chosen, inputs, strict=True)]
+    init = tensor.empty(out_type.shape, out_type.element_type)
+    generic = linalg.GenericOp(
+        [out_type],
+        list(inputs),
+        [init],
+        ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in [*indexing, identity_map(rank)]]),
+        ir.ArrayAttr.get([ir.Attribute.parse("#linalg.iterator_type<parallel>")] * rank),
+    )
+    location = ir.Location.current
+    elements = [ir.RankedTensorType(value.type).element_type for value in (*inputs, init)]
+    block = generic.regions[0].blocks.append(*elements, arg_locs=[location] * len(elements))
+    with ir.InsertionPoint(block), location:
+        linalg.YieldOp([body(*list(block.arguments)[:-1])])
+    set_layer(generic, layer)
+    return generic.results[0]
+
+
+def _map_by_rank(value: ir.Value, rank: int, channel: int) -> ir.AffineMap:
+    own = ir.RankedTensorType(value.type).rank
+    if own == rank:
+        return identity_map(rank)
+    if own == 0:
+        return scalar_map(rank)
+    if own == 1:
+        return channel_map(rank, channel)
+    raise ValueError(f"no map for an input of rank {own} and a result of rank {rank}; give one")
+
+
+def _string_attribute(op: ir.Operation | ir.OpView, name: str) -> str | None:
+    attributes = op.operation.attributes
+    return ir.StringAttr(attributes[name]).value if name in attributes else None

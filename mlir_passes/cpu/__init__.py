@@ -1,0 +1,1 @@
+"""Rewrites that only the CPU backend profits from."""

@@ -1,0 +1,1 @@
+"""Rewrites that the Vulkan (SPIR-V) backend needs for exact integers."""
