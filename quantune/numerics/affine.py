@@ -4,9 +4,9 @@
     q    = clamp(roundeven(x / scale) + zero_point, qmin, qmax)         f32 throughout, clamp before the cast
 
 A convolution accumulates ``sum((q_x - z_x) * q_w) + bias`` in i32, where the bias has the scale ``s_x * s_w``, and
-goes back to eight bits by ``requantize`` (an f32 multiplier), ``requantize_shift`` (power of two scales, integers only),
-``add`` (two operands, fixed point) or ``average``. No formula here can be changed by contracting a product and a sum
-into one rounding, and none leaves i32 or f32, so that a vector CPU, a GPU and numpy produce the same integers.
+goes back to eight bits by ``requantize`` (an f32 multiplier), ``requantize_shift`` (power of two scales, integers
+only), ``add`` (two operands, fixed point) or ``average``. No formula here can be changed by contracting a product
+and a sum into one rounding, and none leaves i32 or f32, so that a vector CPU, a GPU and numpy get the same integers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-LARGEST_SCALE = float(np.finfo(np.float32).max)
+LARGEST_SCALE = 2.0**119
+"""256 steps of it are finite in f32; values beyond 2**126 saturate."""
+
 I32 = np.iinfo(np.int32)
 
 BIAS_LIMIT = 1 << 30
@@ -206,7 +208,7 @@ def multiplier(s_in: ArrayLike, s_w: ArrayLike, s_out: ArrayLike) -> NDArray[np.
     Saturated to the f32 range; a subnormal product becomes 0: a target may flush it, and no i32 times it reaches 1/2.
     """
     product = np.asarray(s_in, np.float64) * np.asarray(s_w, np.float64) / np.asarray(s_out, np.float64)
-    product = np.where(product < SMALLEST_SCALE, 0.0, np.minimum(product, LARGEST_SCALE))
+    product = np.where(product < SMALLEST_SCALE, 0.0, np.minimum(product, np.finfo(np.float32).max))
     return np.asarray(product.astype(np.float32))
 
 
