@@ -96,6 +96,19 @@ def set_layer(op: ir.Operation | ir.OpView, layer: str | None) -> None:
         op.operation.attributes[LAYER] = ir.StringAttr.get(layer, context=op.operation.context)
 
 
+def strip_annotations(op: ir.Operation | ir.OpView) -> None:
+    """Remove the requests for quantization (`ANNOTATIONS`) from an operation and from a function's arguments."""
+    attributes, context = op.operation.attributes, op.operation.context
+    for name in ANNOTATIONS:
+        if name in attributes:
+            del attributes[name]
+    if "arg_attrs" in attributes:
+        kept = [{n.name: n.attr for n in argument if n.name not in ANNOTATIONS} for argument in attributes["arg_attrs"]]
+        attributes["arg_attrs"] = ir.ArrayAttr.get(
+            [ir.DictAttr.get(each, context=context) for each in kept], context=context
+        )
+
+
 def walk(root: ir.Operation | ir.OpView) -> Iterator[ir.Operation]:
     """All operations under `root`, itself first, in program order; those already given may be erased meanwhile."""
     yield root.operation

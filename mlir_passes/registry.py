@@ -122,8 +122,8 @@ class Pipeline:
         return path
 
 
-def first_diagnostic(error: ir.MLIRError, *, file: str | None = None) -> str:
-    """The first message of an MLIR error as `file:line:column: error: text`; `file` replaces the `-` of parsed text."""
+def first_diagnostic(error: ir.MLIRError) -> str:
+    """The first message of an MLIR error as one line, `file:line:column: error: text`."""
     if not error.error_diagnostics:
         return " ".join(str(error).split())
     diagnostic = error.error_diagnostics[0]
@@ -133,7 +133,7 @@ def first_diagnostic(error: ir.MLIRError, *, file: str | None = None) -> str:
         name = str(diagnostic.location).removeprefix("loc(").removesuffix(")").strip('"')
         return f"error: {message}" if name == "unknown" else f"{name}: error: {message}"
     path, line, column = position.groups()
-    return f"{file if file is not None and path == '-' else path}:{line}:{column}: error: {message}"
+    return f"{path}:{line}:{column}: error: {message}"
 
 
 def _split(text: str) -> Iterator[str]:
