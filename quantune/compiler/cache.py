@@ -1,0 +1,163 @@
+"""A content-addressed store of build products: safe to share between processes, checked when read, bounded in size.
+
+One entry is one file ``objects/<k2>/<key>.<sha256><kind>``: the digest of the bytes is in the name, so an entry
+appears whole by one rename and needs no index that could disagree with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantune.errors import EnvironmentFailure, UsageError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LIMIT_BYTES = 2 << 30
+_STALE_SECONDS = 24 * 3600.0
+_QUARANTINE_KEPT = 16
+
+
+def default_root() -> Path:
+    """Return the user's cache folder: $XDG_CACHE_HOME/quantune, or ~/.cache/quantune."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG rules say that a relative path is to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "quantune"
+
+
+def content_key(*parts: bytes | str) -> str:
+    """Return the sha256 (hex) of the parts; their boundaries count, so ("a", "b") and ("ab",) differ."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` so that a reader, even after a crash, finds all of the old or all of the new."""
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ArtifactCache:
+    """A folder of blobs found by key and kind (a file suffix such as ``.vmfb``).
+
+    limit_bytes: when the entries exceed it the least recently used ones go; the newest entry always stays.
+    Raises EnvironmentFailure when the folder cannot be made.
+    """
+
+    def __init__(self, root: Path | str | None = None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        if limit_bytes < 0:
+            raise UsageError(f"cache limit {limit_bytes}: expected a number of bytes, 0 or more")
+        self.root = Path(root) if root is not None else default_root()
+        self.limit_bytes = limit_bytes
+        try:
+            for folder in (self._objects, self._quarantine):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailure(
+                f"cache folder {self.root}: {error.strerror or error}; set XDG_CACHE_HOME to a writable folder"
+            ) from error
+
+    @property
+    def _objects(self) -> Path:
+        return self.root / "objects"
+
+    @property
+    def _quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    def get(self, key: str, kind: str = "") -> Path | None:
+        """Return the file of an entry, or None. An entry whose bytes changed is moved aside and counts as absent."""
+        for path in self._candidates(key, kind):
+            with contextlib.suppress(FileNotFoundError):  # another process evicted it
+                if hashlib.sha256(path.read_bytes()).hexdigest() != _digest_in(path.name):
+                    self._set_aside(path)
+                    continue
+                os.utime(path)
+                return path
+        return None
+
+    def get_bytes(self, key: str, kind: str = "") -> bytes | None:
+        """Return the bytes of an entry, or None; like get, for small blobs."""
+        for path in self._candidates(key, kind):
+            with contextlib.suppress(FileNotFoundError):
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() == _digest_in(path.name):
+                    os.utime(path)
+                    return data
+                self._set_aside(path)
+        return None
+
+    def put(self, key: str, data: bytes, kind: str = "") -> Path:
+        """Store an entry and return its file; older entries may be evicted. A full disk raises OSError."""
+        _check_name(key, kind)
+        folder = self._objects / key[:2]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{key}.{hashlib.sha256(data).hexdigest()}{kind}"
+        write_atomically(path, data)
+        self._evict(path)
+        return path
+
+    def size_bytes(self) -> int:
+        """Return the bytes all entries occupy."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _candidates(self, key: str, kind: str) -> list[Path]:
+        _check_name(key, kind)
+        folder = self._objects / key[:2]
+        if not folder.is_dir():
+            return []
+        length = len(key) + 1 + 64 + len(kind)
+        return sorted(p for p in folder.glob(f"{key}.*") if p.name.endswith(kind) and len(p.name) == length)
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        for path in self._objects.glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                yield status.st_mtime, status.st_size, path
+
+    def _evict(self, newest: Path) -> None:
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for used, size, path in entries:
+            torn = path.name.startswith(".") and time.time() - used > _STALE_SECONDS  # left by a killed writer
+            if not torn and (total <= self.limit_bytes or path == newest or path.name.startswith(".")):
+                continue
+            path.unlink(missing_ok=True)
+            total -= size
+        kept = sorted(self._quarantine.iterdir(), key=lambda p: p.name)
+        for path in kept[:-_QUARANTINE_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path) -> None:
+        target = self._quarantine / f"{time.time_ns()}.{path.name}"
+        logger.warning("cache entry %s is damaged (its sha256 differs); moved to %s", path.name, target)
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(target)
+
+
+def _digest_in(name: str) -> str:
+    return name.split(".", 2)[1][:64]
+
+
+def _check_name(key: str, kind: str) -> None:
+    if not key.isalnum() or len(key) < 8:
+        raise ValueError(f"cache key {key!r}: expected a hexadecimal digest")
+    if kind and not (kind.startswith(".") and kind.replace(".", "").isalnum()):
+        raise ValueError(f"cache kind {kind!r}: expected a suffix such as .vmfb")

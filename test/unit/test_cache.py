@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
+from quantune.errors import EnvironmentFailure
+
+KEY = content_key("a")
+
+
+def _writer(root: str, seed: int) -> None:
+    cache = ArtifactCache(root, limit_bytes=20_000)
+    for step in range(40):
+        key = content_key(str((seed + step) % 7))
+        cache.put(key, key.encode() * 50, ".blob")
+        data = cache.get_bytes(content_key(str(step % 7)), ".blob")
+        assert data is None or data == content_key(str(step % 7)).encode() * 50
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path)
+    assert cache.get(KEY, ".vmfb") is None
+    path = cache.put(KEY, b"data", ".vmfb")
+    assert cache.get(KEY, ".vmfb") == path
+    assert cache.get_bytes(KEY, ".vmfb") == b"data"
+    assert cache.get(KEY, ".json") is None
+    assert cache.get(content_key("b"), ".vmfb") is None
+    assert ArtifactCache(tmp_path).get(KEY, ".vmfb") == path
+
+
+def test_kinds_of_one_key_are_apart(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path)
+    cache.put(KEY, b"one", ".vmfb")
+    cache.put(KEY, b"two", ".facts.gz")
+    assert cache.get_bytes(KEY, ".gz") is None
+    assert (cache.get_bytes(KEY, ".vmfb"), cache.get_bytes(KEY, ".facts.gz")) == (b"one", b"two")
+
+
+def test_key_depends_on_boundaries() -> None:
+    assert content_key("a", "b") != content_key("ab")
+    assert content_key("a", b"b") == content_key(b"a", "b")
+
+
+@pytest.mark.parametrize("damage", [b"", b"dat", b"dota"], ids=["empty", "torn", "garbled"])
+def test_damaged_entry_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ArtifactCache(tmp_path)
+    path = cache.put(KEY, b"data", ".vmfb")
+    path.write_bytes(damage)
+    assert cache.get(KEY, ".vmfb") is None
+    assert not path.exists()
+    assert [p.read_bytes() for p in (tmp_path / "quarantine").iterdir()] == [damage]
+    assert "damaged" in caplog.text
+    assert cache.get_bytes(KEY, ".vmfb") is None
+    assert cache.put(KEY, b"data", ".vmfb") == path
+    assert cache.get_bytes(KEY, ".vmfb") == b"data"
+
+
+def test_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path, limit_bytes=250)
+    keys = [content_key(str(i)) for i in range(3)]
+    for age, key in zip((300, 200), keys, strict=False):
+        path = cache.put(key, b"x" * 100)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert cache.get(keys[0]) is not None  # used now: younger than keys[1]
+    cache.put(keys[2], b"x" * 100)
+    assert [cache.get(key) is not None for key in keys] == [True, False, True]
+    assert cache.size_bytes() == 200
+
+
+def test_an_entry_larger_than_the_limit_stays_until_the_next(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path, limit_bytes=10)
+    path = cache.put(KEY, b"x" * 100)
+    assert path.exists()
+    cache.put(content_key("b"), b"y")
+    assert cache.get(KEY) is None
+
+
+def test_leftover_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path)
+    folder = cache.put(KEY, b"data").parent
+    old, young = folder / ".old.1", folder / ".young.2"
+    for leftover in (old, young):
+        leftover.write_bytes(b"part")
+    os.utime(old, (0, 0))
+    cache.put(KEY, b"data")
+    assert not old.exists()
+    assert young.exists()  # may belong to a live writer
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_writer, args=(str(tmp_path), seed)) for seed in range(3)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(20)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert not list((tmp_path / "quarantine").iterdir())
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_default_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_root() == Path("/somewhere/quantune")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_root() == Path.home() / ".cache/quantune"
+
+
+def test_unusable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentFailure, match=r"cache folder .*file"):
+        ArtifactCache(tmp_path / "file")
+
+
+@pytest.mark.parametrize("key", ["", "../../etc/passwd", "ab"])
+def test_keys_are_digests(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="cache key"):
+        ArtifactCache(tmp_path).put(key, b"")

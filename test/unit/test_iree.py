@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quantune.compiler import iree
+from quantune.compiler.cache import ArtifactCache
+from quantune.compiler.targets import Target
+from quantune.errors import CompileFailed, UsageError
+
+CPU = Target("cpu")
+MODULE = b"""
+func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {
+  %0 = arith.addf %a, %a : tensor<4xf32>
+  return %0 : tensor<4xf32>
+}
+"""
+OUTPUT = "import sys; out = sys.argv[sys.argv.index('-o') + 1]\n"
+
+
+@pytest.fixture(name="shim")
+def _shim(tmp_path: Path):
+    """Return a maker of stand-ins for iree-compile; each writes its process id first."""
+
+    def make(body: str) -> Path:
+        path = tmp_path / "iree-compile"
+        header = f"#!{sys.executable} -S\nimport os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        path.write_text(header + OUTPUT + body)
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+def _compile(tmp_path: Path, compiler: Path | None = None, module: bytes = MODULE, **options) -> iree.CompiledModule:
+    folders = {"output_dir": tmp_path / "out", "failure_dir": tmp_path / "failures"}
+    return iree.compile_module(module, CPU, compiler=compiler, **{**folders, **options})
+
+
+def test_real_compilation_and_cache(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "cache")
+    first = _compile(tmp_path, cache=cache)
+    again = _compile(tmp_path, cache=cache, compiler=Path("/nonexistent"))
+    assert (first.cached, again.cached) == (False, True)
+    assert (first.path, first.sha256, first.seconds, first.log) == (again.path, again.sha256, again.seconds, again.log)
+    assert first.dispatches == again.dispatches
+    assert "flow.executable" in first.dispatches
+    plain = _compile(tmp_path)
+    assert plain.sha256 == first.sha256
+    assert plain.path.parent == tmp_path / "out"
+
+
+def test_damaged_cache_entry_is_compiled_again(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "cache")
+    first = _compile(tmp_path, cache=cache)
+    data = bytearray(first.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.path.write_bytes(data)
+    again = _compile(tmp_path, cache=cache)
+    assert not again.cached
+    assert again.sha256 == first.sha256
+
+
+def test_crash_names_the_signal_and_keeps_a_reproducer(tmp_path: Path, shim) -> None:
+    crash = shim("print('LLVM ERROR: Cannot select: x', flush=True); os.kill(os.getpid(), 11)")
+    with pytest.raises(
+        CompileFailed, match=r"crashed with SIGSEGV: LLVM ERROR: Cannot select: x; reproduce with: sh "
+    ) as caught:
+        _compile(tmp_path, crash)
+    script = Path(str(caught.value).rpartition("sh ")[2])
+    assert "\n" not in str(caught.value)
+    assert script.parent.parent == tmp_path / "failures"
+    assert (script.parent / "module.mlir").read_bytes() == MODULE
+    assert "LLVM ERROR" in (script.parent / "log").read_text()
+    assert os.waitstatus_to_exitcode(os.system(f"sh {script} > {tmp_path}/again 2>&1")) == 128 + 11
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_hang_is_stopped(tmp_path: Path, shim) -> None:
+    started = time.monotonic()
+    with pytest.raises(CompileFailed, match=r"took longer than 0\.3 s"):
+        _compile(tmp_path, shim("import time; time.sleep(60)"), timeout_s=0.3)
+    assert time.monotonic() - started < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_children_of_a_hanging_compiler_are_stopped_too(tmp_path: Path, shim) -> None:
+    body = (
+        f"pid = os.fork()\nif pid: open({str(tmp_path / 'child')!r}, 'w').write(str(pid))\nimport time; time.sleep(60)"
+    )
+    with pytest.raises(CompileFailed, match="took longer"):
+        _compile(tmp_path, shim(body), timeout_s=1)
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "open(out, 'wb').write(b'PK\\x03\\x04'); print('ERROR: mismatched parenthesis')",
+            "printed an error and went on: ERROR",
+        ),
+        ("open(out, 'wb').write(b'PK\\x03\\x04'); print('x.mlir:1:2: error: no pass')", "printed an error and went on"),
+        ("sys.exit(3)", "failed with exit status 3; reproduce"),
+        (
+            "print('a remark: b'); print('m.mlir:3:1: error: bad op'); sys.exit(1)",
+            "exit status 1: m.mlir:3:1: error: bad op",
+        ),
+        ("sys.stdout.buffer.write(bytes(range(256)) * 9000); sys.exit(1)", "failed with exit status 1"),
+        ("", "wrote no artifact"),
+        ("open(out, 'wb')", "wrote no artifact"),
+        ("open(out, 'wb').write(b'garbage')", r"not a \.vmfb"),
+    ],
+    ids=["ERROR", "error", "silent", "diagnostic", "noise", "nothing", "empty", "garbage"],
+)
+def test_bad_ends(tmp_path: Path, shim, body: str, message: str) -> None:
+    with pytest.raises(CompileFailed, match=message):
+        _compile(tmp_path, shim(body), cache=ArtifactCache(tmp_path / "cache"))
+    assert not list((tmp_path / "cache/objects").rglob("*.vmfb"))
+
+
+def test_memory_limit(tmp_path: Path, shim) -> None:
+    eat = shim("try: x = bytearray(8 << 30)\nexcept MemoryError: os.abort()")
+    with pytest.raises(CompileFailed, match="SIGABRT under a memory limit of 1 GiB"):
+        _compile(tmp_path, eat, memory_limit_gib=1)
+
+
+def test_real_errors(tmp_path: Path) -> None:
+    with pytest.raises(CompileFailed, match="custom op 'bad' is unknown"):
+        _compile(tmp_path, module=b"func.func @main() { bad }")
+    with pytest.raises(CompileFailed, match="'nosuch' does not refer to a registered pass"):
+        _compile(tmp_path, flags=["--iree-preprocessing-pass-pipeline=builtin.module(nosuch)"])
+    with pytest.raises(UsageError, match="target cpu:nonsense: IREE knows no such processor"):
+        iree.compile_module(MODULE, Target("cpu", cpu="nonsense"), failure_dir=tmp_path)
+    with pytest.raises(UsageError, match="target vulkan:foo: IREE knows no such GPU"):
+        iree.compile_module(MODULE, Target("vulkan", vulkan_target="foo"), failure_dir=tmp_path)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CompileFailed, match="No space left"):
+        _compile(tmp_path)
+
+
+def test_only_the_newest_failures_are_kept(tmp_path: Path, shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iree, "_FAILURES_KEPT", 2)
+    fail = shim("sys.exit(1)")
+    for number in range(4):
+        with pytest.raises(CompileFailed):
+            _compile(tmp_path, fail, module=b"// %d" % number)
+    sources = [(p / "module.mlir").read_bytes() for p in (tmp_path / "failures").iterdir()]
+    assert sorted(sources) == [b"// 2", b"// 3"]
+
+
+def test_key_depends_on_everything() -> None:
+    keys = {
+        iree.program_key(MODULE, CPU),
+        iree.program_key(MODULE + b" ", CPU),
+        iree.program_key(MODULE, Target("cpu", cpu="generic")),
+        iree.program_key(MODULE, CPU, ["--x"]),
+    }
+    assert len(keys) == 4
+
+
+def test_bad_timeout(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="compile timeout 0"):
+        _compile(tmp_path, timeout_s=0)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from quantune.compiler import targets
+from quantune.compiler.targets import Target
+from quantune.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cpu", Target("cpu")),
+        ("llvm-cpu", Target("cpu")),
+        ("cpu:znver4", Target("cpu", cpu="znver4")),
+        ("vulkan-spirv", Target("vulkan")),
+        ("vulkan:ada", Target("vulkan", vulkan_target="ada")),
+        ("CUDA:sm_86", Target("cuda", cuda_arch="sm_86")),
+    ],
+)
+def test_parse(text: str, expected: Target) -> None:
+    assert targets.parse(text) == expected
+
+
+@pytest.mark.parametrize("target", [Target("cpu", cpu="generic"), Target("vulkan"), Target("cuda", cuda_arch="sm_89")])
+def test_text_round_trip(target: Target) -> None:
+    assert targets.parse(str(target)) == target
+
+
+def test_options_refine_the_target() -> None:
+    assert targets.parse("cpu", cpu="generic", cuda_arch=None).cpu == "generic"
+
+
+@pytest.mark.parametrize(
+    ("text", "details", "message"),
+    [
+        ("vulcan", {}, r"target 'vulcan': expected one of cpu, vulkan, cuda \(did you mean vulkan\?\)"),
+        ("cuda:sm_85", {}, r"unknown architecture 'sm_85'.*did you mean sm_8"),
+        ("cuda:h100", {}, "compile for sm_80, sm_86 or sm_89"),
+        ("cuda:sm_90", {}, "cannot compile for 'sm_90'"),
+        ("vulkan:lavapipe", {}, "called llvmpipe"),
+        ("cpu:", {}, "is not a name"),
+        ("cpu:-x", {}, "is not a name"),
+        ("cpu", {"cuda_arch": "sm_80"}, "cuda_arch=sm_80 is for another target"),
+        ("cpu:host", {"cpu": "generic"}, "given twice"),
+    ],
+)
+def test_bad_targets(text: str, details: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        targets.parse(text, **details)
+
+
+def test_devices() -> None:
+    cpu = Target("cpu")
+    assert (cpu.driver, cpu.device(threads=1), cpu.device(threads=2)) == ("local-sync", "local-sync", "local-task")
+    assert Target("vulkan").device(threads=4) == "vulkan"
+
+
+def test_flags_name_the_detail() -> None:
+    assert "--iree-llvmcpu-target-cpu=znver4" in Target("cpu", cpu="znver4").flags()
+    assert "--iree-cuda-target=sm_80" in Target("cuda").flags()
+    assert "--iree-vulkan-target=llvmpipe" in Target("vulkan").flags()
+
+
+def test_only_the_own_detail_changes_the_flags() -> None:
+    assert Target("cpu", cuda_arch="sm_86").flags() == Target("cpu").flags()
