@@ -1,0 +1,94 @@
+"""quantune-annotate: a quantization plan -> attributes on the operations it speaks of.
+
+before -> after, for the plan ``{"activations": {"features.0": …}, "weights": {"features.0": …}}``:
+
+    %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0"}
+    ->
+    %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0", quantune.output = !quant.uniform<u8:f32, 0.02:3>,
+                                     quantune.weight = !quant.uniform<i8<-127:127>:f32:0, {…}>}
+
+``quantune.output`` stands on the operation that makes the tensor (the last of a fused group), or on the function's argument.
+Names are those of ``read_network``. Leaves alone: tensors the plan does not name. A name the network lacks is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch_mlir import ir
+
+from mlir_passes import match
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.quant_types import QuantSpec
+from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
+
+OUTPUT, WEIGHT = "quantune.output", "quantune.weight"
+
+
+@dataclass(frozen=True)
+class Annotate(Pass):
+    """Puts the quantized types of a plan (a JSON file) on the operations and arguments that make its tensors."""
+
+    name: ClassVar[str] = "quantune-annotate"
+    plan: str
+
+    def run(self, module: ir.Operation) -> None:
+        """Raises PassFailure for an unreadable plan, an unknown name or parameters that do not fit."""
+        try:
+            plan = json.loads(Path(self.plan).read_text(encoding="utf-8"))
+            activations, weights = dict(plan["activations"]), dict(plan["weights"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PassFailure(module, f"cannot be annotated: plan '{self.plan}' is unreadable: {error}") from error
+        try:
+            reading = read_network(module)
+        except NetworkError as error:
+            raise PassFailure(module, f"cannot be annotated: {error}") from error
+        for name, entry in activations.items():
+            _set_output(module, _site(module, reading, name), _spec(module, name, entry, axis=None))
+        for name, entry in weights.items():
+            _set_weight(module, _site(module, reading, name), name, entry)
+
+
+def _site(module: ir.Operation, reading: Reading, name: str) -> Site:
+    if name not in reading.sites:
+        raise PassFailure(module, f"has no tensor named '{name}', which the plan quantizes")
+    return reading.sites[name]
+
+
+def _spec(op: ir.Operation, name: str, entry: dict[str, Any], axis: int | None) -> QuantSpec:
+    try:
+        low = int(entry["min"])
+        scales, points = tuple(map(float, entry["scale"])), tuple(map(int, entry["zero_point"]))
+        return QuantSpec(scales, points, low, int(entry["max"]), low < 0, axis)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PassFailure(op, f"has no usable quantization for '{name}': {error}") from error
+
+
+def _set_output(module: ir.Operation, site: Site, spec: QuantSpec) -> None:
+    attribute = ir.TypeAttr.get(spec.to_type(module.context), context=module.context)
+    op = match.owner(site.result)
+    if op is not None:
+        op.attributes[OUTPUT] = attribute
+        return
+    function = main_function(module)
+    index = list(function.regions[0].blocks[0].arguments).index(site.result)
+    old = list(function.attributes["arg_attrs"]) if "arg_attrs" in function.attributes else []
+    old += [ir.DictAttr.get({}, context=module.context)] * (len(function.regions[0].blocks[0].arguments) - len(old))
+    entries = {named.name: named.attr for named in old[index]}
+    old[index] = ir.DictAttr.get({**entries, OUTPUT: attribute}, context=module.context)
+    function.attributes["arg_attrs"] = ir.ArrayAttr.get(old, context=module.context)
+
+
+def _set_weight(module: ir.Operation, site: Site, name: str, entry: dict[str, Any]) -> None:
+    weight, op = site.node.weight, site.op
+    if weight is None or op is None:
+        raise PassFailure(op or module, f"has no constant weight to quantize: '{name}' is a {site.node.kind}")
+    # A matrix product holds its weight as [in, out]; every convolution has the output channel first.
+    axis = (1 if site.node.kind == "matmul" else 0) if entry.get("per_channel") else None
+    spec = _spec(op, name, entry, axis)
+    if axis is not None and len(spec.scales) != weight.shape[0]:
+        raise PassFailure(op, f"has {weight.shape[0]} output channels, but the plan has {len(spec.scales)} scales")
+    op.attributes[WEIGHT] = ir.TypeAttr.get(spec.to_type(module.context), context=module.context)

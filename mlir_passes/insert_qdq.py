@@ -1,0 +1,107 @@
+"""quantune-insert-qdq: annotations -> quantize/dequantize pairs of the quant dialect.
+
+before -> after:
+
+    %y = linalg.conv… ins(%x, %w) {quantune.output = !qy, quantune.weight = !qw}     use(%y)
+    ->
+    %wq = quant.qcast %w : … to tensor<…x!qw>       %wd = quant.dcast %wq
+    %y = linalg.conv… ins(%x, %wd)
+    %yq = quant.qcast %y : … to tensor<…x!qy>       %yd = quant.dcast %yq             use(%yd)
+
+The annotations are spent. Leaves alone: everything without annotation. From here to ``quantune-lower-qdq-to-integer`` no pass
+may fold: upstream MLIR folds ``dcast(qcast(x))`` to ``x``, which silently removes the quantization.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch_mlir import ir
+
+from mlir_passes import match
+from mlir_passes.annotate import OUTPUT, WEIGHT
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.quant_types import QuantSpec
+from mlir_passes.read_network import main_function
+
+_GROUPED = "linalg.conv_2d_ngchw_gfchw"
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Turns ``quantune.output`` and ``quantune.weight`` into quant.qcast and quant.dcast pairs."""
+
+    name: ClassVar[str] = "quantune-insert-qdq"
+
+    def run(self, module: ir.Operation) -> None:
+        """Raises PassFailure for a type that is not a valid uniform quantized type or stands on a non-f32 tensor."""
+        function = main_function(module)
+        block = function.regions[0].blocks[0]
+        first = block.operations[0].operation
+        for argument, attributes in zip(block.arguments, function.attributes["arg_attrs"], strict=True) if (
+            "arg_attrs" in function.attributes
+        ) else ():
+            if OUTPUT in attributes:
+                with ir.InsertionPoint(first), function.location:
+                    _quantize_uses(function, argument, attributes[OUTPUT])
+        _drop_argument_annotations(function)
+        for op in [op.operation for op in block.operations]:
+            if WEIGHT in op.attributes:
+                with ir.InsertionPoint(op), op.location:
+                    _quantize_weight(op)
+                del op.attributes[WEIGHT]
+            if OUTPUT in op.attributes:
+                if len(op.results) != 1:
+                    raise PassFailure(op, f"has {len(op.results)} results; expected 1 to quantize")
+                with ir.InsertionPoint.after(op), op.location:
+                    _quantize_uses(op, op.results[0], op.attributes[OUTPUT])
+                del op.attributes[OUTPUT]
+
+
+def _qdq(op: ir.Operation, value: ir.Value, quantized: ir.Attribute) -> tuple[ir.Operation, ir.Value]:
+    element = ir.TypeAttr(quantized).value
+    try:
+        QuantSpec.from_type(element)
+    except ValueError as error:
+        raise PassFailure(op, f"has no usable quantized type: {error}") from error
+    real = ir.RankedTensorType(value.type)
+    if not isinstance(real.element_type, ir.F32Type):
+        raise PassFailure(op, f"has elements of type {real.element_type}; expected f32 to quantize")
+    try:
+        cast = ir.Operation.create("quant.qcast", [ir.RankedTensorType.get(real.shape, element)], [value])
+        return cast, ir.Operation.create("quant.dcast", [real], [cast.result]).result
+    except (ir.MLIRError, ValueError) as error:
+        raise PassFailure(op, f"has a quantized type that does not fit its tensor {real}: {element}") from error
+
+
+def _quantize_uses(op: ir.Operation, value: ir.Value, quantized: ir.Attribute) -> None:
+    cast, real = _qdq(op, value, quantized)
+    value.replace_all_uses_except(real, cast)
+
+
+def _quantize_weight(op: ir.Operation) -> None:
+    weight = op.operands[1]
+    shape = match.shape_of(weight)
+    if op.name != _GROUPED:
+        op.operands[1] = _qdq(op, weight, op.attributes[WEIGHT])[1]
+        return
+    # One scale per output channel spans the two leading dimensions of a grouped weight: quantize it as [g*f, c, h, w].
+    flat = ir.RankedTensorType.get([math.prod(shape[:2]), *shape[2:]], ir.F32Type.get())
+    groups = ir.Attribute.parse("[[0, 1], [2], [3], [4]]")
+    collapsed = ir.Operation.create("tensor.collapse_shape", [flat], [weight], {"reassociation": groups}).result
+    real = _qdq(op, collapsed, op.attributes[WEIGHT])[1]
+    sizes = ir.DenseI64ArrayAttr.get(list(shape))
+    attributes = {"reassociation": groups, "static_output_shape": sizes}
+    op.operands[1] = ir.Operation.create("tensor.expand_shape", [weight.type], [real], attributes).result
+
+
+def _drop_argument_annotations(function: ir.Operation) -> None:
+    if "arg_attrs" not in function.attributes:
+        return
+    kept = [
+        ir.DictAttr.get({n.name: n.attr for n in attributes if n.name != OUTPUT}, context=function.context)
+        for attributes in function.attributes["arg_attrs"]
+    ]
+    function.attributes["arg_attrs"] = ir.ArrayAttr.get(kept, context=function.context)

@@ -1,0 +1,143 @@
+"""quantune-lower-qdq-to-integer: operations between dequantize and quantize -> integer arithmetic.
+
+before -> after (x, y quantized with scales s_x, s_y and zero points z_x, z_y; w with scales s_w, per tensor or channel):
+
+    q_y(clamp(conv(pad(dq(x)), dq(q(W))) + b))
+    ->
+    acc = conv(pad(x, z_x), W_i8) : i32                                 exact
+    y   = clamp(roundeven(f32(acc + B) · m) + z_y, lo, hi)              B = roundeven(b / (s_x·s_w)) − z_x·ΣW,  m = s_x·s_w/s_y
+    y   = clamp(roundeven((acc + B) / 2^k) + z_y, lo, hi)               when every scale is a power of two
+
+    conv(dq(x), dq(q(W))) + b        ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
+    q_y(dq(a) + dq(b))               ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
+    q_y(sum(dq(x)) / n)              ->  roundeven(f32(Σx − n·z_x) · s_x/(s_y·n)) + z_y
+    q(f(dq(x)))                      ->  f(x)                           f selects or moves values: max-pool, concat, views, clamp
+
+Activations are stored as signed i8 (see quant_types); numbers are tagged constants, so that one program serves many
+configurations. Leaves alone: what is computed in f32; the casts around it remain for ``quantune-lower-quant``. Requires: no
+folding pass since ``quantune-insert-qdq``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch_mlir import ir
+
+from mlir_passes import match
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.integer_ops import Emitter
+from mlir_passes.network import LAYERS
+from mlir_passes.quant_types import QuantSpec
+from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
+
+
+@dataclass(frozen=True)
+class LowerQdqToInteger(Pass):
+    """Computes in i8 and i32 what stands between quant.dcast and quant.qcast."""
+
+    name: ClassVar[str] = "quantune-lower-qdq-to-integer"
+
+    def run(self, module: ir.Operation) -> None:
+        """Raises PassFailure when the network cannot be read or a tensor is quantized twice with different types."""
+        try:
+            reading = read_network(module)
+        except NetworkError as error:
+            raise PassFailure(module, f"cannot be lowered to integers: {error}") from error
+        _Lowering(reading).run()
+        erase_dead(main_function(module))
+
+
+def erase_dead(function: ir.Operation) -> None:
+    """Erase operations of a straight-line function whose results nobody reads."""
+    for op in reversed([op.operation for op in function.regions[0].blocks[0].operations]):
+        if op.name != "func.return" and not any(True for result in op.results for _ in result.uses):
+            op.erase()
+
+
+class _Lowering:
+    def __init__(self, reading: Reading) -> None:
+        self.sites = reading.sites
+        self.network = reading.network
+        self.specs: dict[str, QuantSpec] = {}
+        self.stored: dict[str, ir.Value] = {}
+
+    def run(self) -> None:
+        for name, site in self.sites.items():
+            if site.qcasts:
+                types = {str(ir.RankedTensorType(cast.results[0].type).element_type) for cast in site.qcasts}
+                if len(types) > 1:
+                    raise PassFailure(site.qcasts[1], f"quantizes '{name}' a second time with another type: {', '.join(sorted(types))}")
+                self.specs[name] = QuantSpec.from_type(site.qcasts[0].results[0].type).stored
+        for name, site in list(self.sites.items()):
+            if site.qcasts:
+                self._quantized(name, site)
+            elif site.node.kind in LAYERS or site.node.kind == "avgpool":
+                self._real(site)
+
+    def _quantized(self, name: str, site: Site) -> None:
+        """Compute the quantized tensor ``name`` in integers where that is possible, and hand it to its readers."""
+        anchor = match.owner(site.result) or site.qcasts[0]
+        with ir.InsertionPoint(site.qcasts[0] if match.owner(site.result) is None else anchor), anchor.location:
+            value = self._integer(site)
+        if value is None:
+            cast = site.qcasts[0]
+            with ir.InsertionPoint.after(cast), cast.location:
+                self.stored[name] = _storage_view(cast.result)
+            return
+        self.stored[name] = value
+        for cast in site.qcasts:
+            with ir.InsertionPoint(cast), cast.location:
+                cast.result.replace_all_uses_with(ir.Operation.create("quant.scast", [cast.result.type], [value]).result)
+
+    def _integer(self, site: Site) -> ir.Value | None:
+        node, clamp = site.node, None
+        if node.kind == "clamp":
+            producer = self.sites[node.inputs[0]]
+            if self.network.fused_clamp(producer.node) is node and self._reads_integers(producer):
+                site, clamp = producer, node
+        if not self._reads_integers(site):
+            return None
+        spec = self.specs[node.name]
+        emit = Emitter(node.name if clamp is None else site.node.name, site, [self.stored[i] for i in site.node.inputs])
+        bounds = emit.bounds(spec, clamp or node)
+        inputs = [self.specs[i] for i in site.node.inputs]
+        if site.node.kind in LAYERS:
+            assert site.weight_type is not None
+            return emit.layer(inputs[0], QuantSpec.from_type(site.weight_type), spec, bounds)
+        if site.node.kind == "add":
+            return emit.add(inputs, spec, bounds)
+        if site.node.kind == "avgpool":
+            return emit.average(inputs[0], spec, bounds)
+        if any(other != spec for other in inputs):
+            return None
+        return emit.moved(bounds)
+
+    def _real(self, site: Site) -> None:
+        """A layer or an average whose result stays f32: accumulate in integers, scale once."""
+        reader = self.network.fused_clamp(site.node)
+        if not self._reads_integers(site) or (reader is not None and self.sites[reader.name].qcasts):
+            return
+        last = match.owner(site.result)
+        assert last is not None
+        with ir.InsertionPoint(last), last.location:
+            emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
+            weight = None if site.weight_type is None else QuantSpec.from_type(site.weight_type)
+            site.result.replace_all_uses_with(emit.real(self.specs[site.node.inputs[0]], weight))
+
+    def _reads_integers(self, site: Site) -> bool:
+        if site.node.kind in ("input", "float") or (site.node.kind in LAYERS and site.weight_type is None):
+            return False
+        sources = [match.owner(source) for source in site.sources]
+        return all(op is not None and op.name == "quant.dcast" for op in sources) and all(
+            name in self.stored for name in site.node.inputs
+        )
+
+
+def _storage_view(quantized: ir.Value) -> ir.Value:
+    shape = ir.RankedTensorType(quantized.type).shape
+    storage = ir.RankedTensorType.get(shape, ir.IntegerType.get_signless(8))
+    return ir.Operation.create("quant.scast", [storage], [quantized]).result
+
+

@@ -1,0 +1,98 @@
+"""A network as plain data: what the passes read out of a linalg module, for those who may not touch MLIR.
+
+Calibration, planning, the numpy simulation and the search's features all work on this; only numpy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+LAYERS = ("conv", "matmul")
+"""Kinds that carry weights and nearly all of the multiply-accumulates."""
+
+TRANSPARENT = ("maxpool", "reshape", "transpose", "slice", "concat", "clamp")
+"""Kinds that only select or move values, so that their result shares the quantization of what they read."""
+
+KINDS = ("input", *LAYERS, *TRANSPARENT, "add", "avgpool", "float")
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation of a network and the tensor it makes; unused fields keep their defaults.
+
+    name: unique name of the tensor. layer: module path. kind: one of KINDS; ``float`` stands for anything only done in f32.
+    inputs: tensor names. shape: of the result, N C H W where it has four dimensions.
+    weight: f32[O, I/groups, kh, kw] of conv, f32[O, I] of matmul. bias: f32[O].
+    pads: (top, left, bottom, right), zeros for conv and avgpool, -inf for maxpool.
+    kernel, strides, dilations: (height, width) of conv and pools; avgpool over everything has kernel = the whole image.
+    lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides, extent = shape).
+    divisor: avgpool divides the window's sum by it. detail: what a float operation is made of.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    weight: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    groups: int = 1
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    lo: float = -math.inf
+    hi: float = math.inf
+    axis: int = 1
+    permutation: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = ()
+    divisor: float = 1.0
+    detail: str = ""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a layer, 0 for anything else."""
+        return 0 if self.weight is None else math.prod(self.shape) * math.prod(self.weight.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Nodes in execution order; the first are the inputs. outputs: names of the returned tensors."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    by_name: Mapping[str, Node] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {node.name: node for node in self.nodes})
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[Node, ...]]:
+        """Which nodes read each tensor."""
+        readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
+        return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The convolutions and matrix products with constant weights."""
+        return tuple(node for node in self.nodes if node.kind in LAYERS)
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The network's inputs."""
+        return tuple(node for node in self.nodes if node.kind == "input")
+
+    def fused_clamp(self, node: Node) -> Node | None:
+        """The clamp that follows ``node`` directly and alone, which its requantization can take over."""
+        readers = self.consumers[node.name]
+        if node.kind not in (*LAYERS, "add", "avgpool") or len(readers) != 1 or node.name in self.outputs:
+            return None
+        return readers[0] if readers[0].kind == "clamp" else None

@@ -1,0 +1,147 @@
+"""torch.export program -> f32 linalg module whose layers carry their module path and whose weights are readable.
+
+Two things differ from torch-mlir's default import. Weights become ``dense`` constants, because a ``dense_resource`` cannot be
+read back from Python and passes must read, quantize and repack weights. Locations become module paths, which survive the
+lowering to linalg, and from which the attribute ``quantune.layer`` is set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch_mlir import fx, ir
+from torch_mlir.compiler_utils import TorchMlirCompilerError
+from torch_mlir.dialects import torch as torch_dialect
+from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHooks
+
+from mlir_passes.network import Network
+from mlir_passes.read_network import NetworkError, name_layers, read_network
+from quantune.errors import ImportFailed
+from quantune.frontend.folding import fold_batch_norms
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """An f32 linalg module as MLIR bytecode, and what is in it.
+
+    name: what to call the model. fingerprint: sha256 of the bytecode, which holds the weights. network: its layers.
+    """
+
+    name: str
+    bytecode: bytes
+    network: Network
+    fingerprint: str
+
+
+def import_program(program: ExportedProgram, name: str) -> ImportedModel:
+    """Fold batch norms and lower to linalg. Raises ImportFailed naming the operator and its place in the model."""
+    fold_batch_norms(program)
+    context = ir.Context()
+    torch_dialect.register_dialect(context)
+    importer = FxImporter(context=context, hooks=_ReadableWeights())
+    importer._cc.__class__ = _NamedLocations
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = fx.export_and_import(program, output_type="linalg-on-tensors", fx_importer=importer)
+    except (TorchMlirCompilerError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ImportFailed(f"model '{name}' cannot be lowered: {_first_reason(str(error))}") from error
+    return from_module(module, name)
+
+
+def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> ImportedModel:
+    """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` itself is not changed."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model.eval(), (example,), strict=False)
+    except Exception as error:
+        raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
+    return import_program(_with_own_state(program), name)
+
+
+def import_text(source: bytes, name: str) -> ImportedModel:
+    """Read a linalg module from MLIR text or bytecode."""
+    try:
+        module = ir.Module.parse(source, context=ir.Context())
+    except (ir.MLIRError, ValueError, UnicodeDecodeError) as error:
+        raise ImportFailed(f"'{name}' is not a module of the linalg dialects: {_first_line(error)}") from error
+    return from_module(module, name)
+
+
+def from_module(module: ir.Module, name: str) -> ImportedModel:
+    """Name the layers of a linalg module, read its network, and take its bytecode."""
+    with module.context:
+        name_layers(module.operation)
+        try:
+            network = read_network(module.operation).network
+        except NetworkError as error:
+            raise ImportFailed(f"model '{name}': {error}") from error
+        buffer = io.BytesIO()
+        module.operation.write_bytecode(buffer)
+    return ImportedModel(name, buffer.getvalue(), network, hashlib.sha256(buffer.getvalue()).hexdigest())
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """The path of the module whose call produced ``node`` (``features.0.0``), or the node's own name at top level."""
+    stack: dict[str, Any] | None = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    path = path.removeprefix("L['self'].").removeprefix("L['self']").replace("['", ".").replace("']", "")
+    return path or node.name
+
+
+def _with_own_state(program: ExportedProgram) -> ExportedProgram:
+    """Detach the program's state from the live model, which folding must not touch."""
+    for name, tensor in list(program.state_dict.items()):
+        copy = tensor.detach().clone()
+        program.state_dict[name] = torch.nn.Parameter(copy, False) if isinstance(tensor, torch.nn.Parameter) else copy
+    return program
+
+
+class _NamedLocations(ContextCache):
+    """Locations that are module paths instead of lines of Python."""
+
+    __slots__ = ()
+
+    def get_node_location(self, node: torch.fx.Node) -> ir.Location:
+        return ir.Location.name(module_path(node), context=self._c)
+
+
+class _ReadableWeights(FxImporterHooks):
+    """Literals as ``dense`` elements instead of ``dense_resource``."""
+
+    def resolve_literal(self, gni: Any, literal: Any, info: Any) -> Any:
+        if not isinstance(literal, torch.Tensor) or literal.dtype != torch.float32 or literal.numel() < 2:
+            return None
+        array = np.ascontiguousarray(literal.detach().cpu().numpy())
+        with gni._c:
+            elements = ir.DenseElementsAttr.get(array, type=ir.F32Type.get())
+            result = gni._cc.tensor_to_vtensor_type(literal)
+            operation = ir.Operation.create("torch.vtensor.literal", results=[result], attributes={"value": elements})
+            return operation.result
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _first_reason(text: str) -> str:
+    """The first diagnostic of torch-mlir's report: the operator and, from its location, the layer."""
+    for line in text.splitlines():
+        found = re.search(r"error: (?P<message>.*)", line)
+        if found:
+            place = re.search(r'loc\("([^"]+)"', line) or re.search(r'"([^"]+)"', line.split("error:")[0])
+            operator = re.search(r'torch\.operator "([^"]+)"|name = "([^"]+)"', text)
+            what = next((g for g in operator.groups() if g), "") if operator else ""
+            where = f" in layer '{place.group(1)}'" if place else ""
+            return f"{found['message'][:200]}{f' ({what})' if what and what not in found['message'] else ''}{where}"
+    return next((line for line in text.splitlines() if line.strip()), text)[:300]

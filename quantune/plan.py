@@ -1,0 +1,167 @@
+"""Configuration + statistics -> a quantization plan: which tensors are quantized, and with which numbers.
+
+Two questions are answered for each network. *Where are the integers?* A layer runs in integers when the configuration says
+so; what stands between integer layers (adds, pools, concatenations, reshapes) then runs in integers too, and a tensor is
+quantized exactly when one of its readers runs in integers. *Which tensors must agree?* Operations that only select or move
+values hand their integers on, so their inputs and result form one group with one scale and zero point; the group's range
+is that of all tensors that enter it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlir_passes.network import LAYERS, TRANSPARENT, Network, Node
+from quantune.config import QuantConfig
+from quantune.numerics.affine import QuantParams, choose_params, fit_to_bias, is_degenerate, weight_params
+from quantune.numerics.clipping import clip_range
+from quantune.numerics.histogram import Histogram
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationPlan:
+    """The quantization of each tensor of a network.
+
+    activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters, for
+    integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
+    """
+
+    activations: Mapping[str, QuantParams]
+    weights: Mapping[str, QuantParams]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The form that ``quantune-annotate`` reads."""
+        both = {"activations": self.activations, "weights": self.weights}
+        return json.dumps({k: {n: _params_to_json(p) for n, p in v.items()} for k, v in both.items()}, indent=0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a network is quantized, before any number is chosen.
+
+    integer: names of the nodes that run in integers. groups: quantized tensor -> representative of those it agrees with.
+    sources: representative -> tensors whose statistics make the group's range.
+    """
+
+    integer: frozenset[str]
+    groups: Mapping[str, str]
+    sources: Mapping[str, tuple[str, ...]]
+
+
+def integer_layers(network: Network, precision: str) -> frozenset[str]:
+    """The layers a precision asks to run in integers; mixed leaves the first and the last in f32."""
+    names = [node.name for node in network.layers]
+    if precision == "int8":
+        return frozenset(names)
+    if precision == "mixed":
+        return frozenset(names[1:-1])
+    return frozenset()
+
+
+def lay_out(network: Network, layers: frozenset[str]) -> Layout:
+    """Decide which nodes run in integers, given the layers that do, and which tensors share their parameters."""
+    integer = _integer_nodes(network, layers)
+    absorbed = {node.name for node in network.nodes if (c := network.fused_clamp(node)) and c.name in integer}
+    quantized = [
+        node.name
+        for node in network.nodes
+        if node.name not in absorbed and any(reader.name in integer for reader in network.consumers[node.name])
+    ]
+    groups = {name: name for name in quantized}
+
+    def root(name: str) -> str:
+        while groups[name] != name:
+            name = groups[name]
+        return name
+
+    hands_on = {n.name for n in network.nodes if n.name in integer and n.kind in TRANSPARENT and not _is_fused(network, n)}
+    for node in network.nodes:
+        if node.name in hands_on and node.name in groups:
+            for name in node.inputs:
+                groups[root(name)] = root(node.name)
+    representative = {name: root(name) for name in quantized}
+    sources: dict[str, tuple[str, ...]] = {}
+    for name in quantized:
+        if name not in hands_on:
+            sources[representative[name]] = (*sources.get(representative[name], ()), name)
+    return Layout(integer, representative, sources)
+
+
+def observed(network: Network) -> tuple[str, ...]:
+    """The tensors whose statistics some configuration may ask for."""
+    names: dict[str, None] = {}
+    for precision in ("int8", "mixed"):
+        for group in lay_out(network, integer_layers(network, precision)).sources.values():
+            names.update(dict.fromkeys(group))
+    return tuple(names)
+
+
+def make_plan(network: Network, statistics: Mapping[str, Histogram], config: QuantConfig) -> QuantizationPlan:
+    """Choose scales and zero points. statistics: tensor name -> histogram at the configuration's calibration size."""
+    layers = integer_layers(network, config.precision)
+    layout = lay_out(network, layers)
+    notes: list[str] = []
+    chosen: dict[str, QuantParams] = {}
+    for representative, names in layout.sources.items():
+        histogram = statistics[names[0]].copy()
+        for name in names[1:]:
+            histogram.merge(statistics[name])
+        lo, hi = clip_range(histogram, config.clip, config.scheme)
+        if is_degenerate(lo, hi):
+            notes.append(f"{names[0]}: was 0 on every calibration image; scale 1.0 is used")
+        chosen[representative] = choose_params(lo, hi, config.scheme)
+    activations = {name: chosen[representative] for name, representative in layout.groups.items()}
+    weights: dict[str, QuantParams] = {}
+    for node in network.layers:
+        if node.name not in layers:
+            continue
+        assert node.weight is not None and node.bias is not None
+        params = weight_params(node.weight, config.granularity, config.scheme)
+        weights[node.name] = fit_to_bias(params, node.bias, float(activations[node.inputs[0]].scale))
+    return QuantizationPlan(activations, weights, tuple(notes))
+
+
+def _is_fused(network: Network, node: Node) -> bool:
+    return node.kind == "clamp" and network.fused_clamp(network.by_name[node.inputs[0]]) is node
+
+
+def _follows_float(network: Network, node: Node, integer: set[str]) -> bool:
+    """A clamp that alone reads a float operation belongs to it: quantizing in between would only lose precision."""
+    source = network.by_name[node.inputs[0]]
+    return node.kind == "clamp" and source.kind == "float" and len(network.consumers[source.name]) == 1
+
+
+def _integer_nodes(network: Network, layers: frozenset[str]) -> frozenset[str]:
+    integer: set[str] = set()
+    final = set(network.outputs)
+    for node in reversed(network.nodes):
+        if node.kind in ("reshape", "transpose") and node.name in final and not network.consumers[node.name]:
+            final.update(node.inputs)  # a view of the result is the result
+    for node in reversed(network.nodes):
+        if node.kind in LAYERS:
+            runs = node.name in layers
+        elif node.kind in ("input", "float") or _follows_float(network, node, integer):
+            runs = False
+        elif node.kind == "avgpool" and node.name in final:
+            runs = bool(layers)  # sums integers exactly, and scales the sum to f32
+        else:
+            runs = any(reader.name in integer for reader in network.consumers[node.name])
+        if runs:
+            integer.add(node.name)
+    return frozenset(integer)
+
+
+def _params_to_json(params: QuantParams) -> dict[str, Any]:
+    return {
+        "scale": [float(s) for s in params.scale.reshape(-1)],
+        "zero_point": [int(z) for z in params.zero_point.reshape(-1)],
+        "min": params.qmin,
+        "max": params.qmax,
+        "per_channel": params.axis is not None,
+    }
+
+
