@@ -21,6 +21,9 @@ LAYER = "quantune.layer"
 #: Annotations that ask for quantization; spent once the integer network stands, and full of numbers.
 ANNOTATIONS = ("quantune.output", "quantune.weight")
 
+_RESHAPES = frozenset({"tensor.collapse_shape", "tensor.expand_shape"})
+_DATA_MOVEMENT = _RESHAPES | {"arith.constant", "linalg.transpose", "tensor.empty", "tensor.pad"}
+
 _ELEMENT_TYPES: dict[str, Callable[[], ir.Type]] = {
     "int8": lambda: ir.IntegerType.get_signless(8),
     "int32": lambda: ir.IntegerType.get_signless(32),
@@ -72,6 +75,19 @@ def constant_array(value: ir.Value) -> np.ndarray | None:
         return None
     attribute = op.attributes["value"]
     return np.array(attribute) if isinstance(attribute, ir.DenseElementsAttr) else None
+
+
+def relaid_constant(value: ir.Value) -> np.ndarray | None:
+    """The numbers of a constant seen through `linalg.transpose` and static reshapes; None for any other value."""
+    op = defining_op(value)
+    if op is None or op.name not in _RESHAPES | {"linalg.transpose"}:
+        return constant_array(value)
+    numbers = relaid_constant(op.operands[0])
+    if numbers is None:
+        return None
+    if op.name == "linalg.transpose":
+        return numbers.transpose(list(op.attributes["permutation"]))
+    return numbers.reshape(ir.RankedTensorType(value.type).shape)
 
 
 def defining_op(value: ir.Value) -> ir.Operation | None:
@@ -167,6 +183,35 @@ def elementwise(
         linalg.YieldOp([body(*list(block.arguments)[:-1])])
     set_layer(generic, layer)
     return generic.results[0]
+
+
+class FreshNames:
+    """Parameter names that no constant of the module has yet; they depend on layers and order, never on numbers."""
+
+    def __init__(self, module: ir.Operation) -> None:
+        tags = {name for op in walk(module) if (name := parameter_name(op)) is not None}
+        self._taken = tags | {tag.rpartition(".")[0] for tag in tags}
+
+    def __call__(self, layer: str, role: str) -> str:
+        """`<layer>.<role>`, with a number behind it when that is taken; roles may be put under it after another dot."""
+        stem = f"{layer}.{role}"
+        name, count = stem, 0
+        while name in self._taken:
+            count += 1
+            name = f"{stem}{count}"
+        self._taken.add(name)
+        return name
+
+
+def erase_if_unused(value: ir.Value) -> None:
+    """Erase what makes `value` if nothing uses it and it only moves or holds data; then what only that used."""
+    op = defining_op(value)
+    if op is None or op.name not in _DATA_MOVEMENT or any(list(result.uses) for result in op.results):
+        return
+    operands = list(op.operands)
+    op.erase()
+    for operand in dict.fromkeys(operands):
+        erase_if_unused(operand)
 
 
 def _map_by_rank(value: ir.Value, rank: int, channel: int) -> ir.AffineMap:

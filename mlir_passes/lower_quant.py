@@ -32,6 +32,8 @@ from . import build
 from .base import Pass, PassFailure
 from .quant_types import QuantSpec, is_quantized
 
+_NO_LAYER = "cast"
+
 
 @dataclass(frozen=True)
 class LowerQuant(Pass):
@@ -43,7 +45,7 @@ class LowerQuant(Pass):
         """Rewrite all casts, then retype what carried their results."""
         # All parameters are read before anything changes: retyping and replacing destroy the types they are in.
         casts = [(op, _cast_spec(op)) for op in build.walk(module) if op.name.startswith("quant.")]
-        names = _FreshNames(module)
+        names = build.FreshNames(module)
         for op, spec in casts:
             _LOWERINGS[op.name](op, spec, names)
         for op in build.walk(module):
@@ -68,23 +70,6 @@ def assert_no_quant(module: ir.Module | ir.Operation) -> None:
             raise PassFailure(op, f"still has the quantized type {left}")
 
 
-class _FreshNames:
-    """Parameter names that no constant of the module has yet."""
-
-    def __init__(self, module: ir.Operation) -> None:
-        tags = {name for op in build.walk(module) if (name := build.parameter_name(op)) is not None}
-        self._taken = tags | {tag.rpartition(".")[0] for tag in tags}
-
-    def __call__(self, op: ir.Operation, role: str) -> str:
-        stem = f"{build.layer_of(op) or 'cast'}.{role}"
-        name, count = stem, 0
-        while name in self._taken:
-            count += 1
-            name = f"{stem}{count}"
-        self._taken.add(name)
-        return name
-
-
 def _cast_spec(op: ir.Operation) -> QuantSpec | None:
     if op.name not in _LOWERINGS:
         raise PassFailure(op, "has no lowering; expected quant.qcast, quant.dcast or quant.scast")
@@ -99,17 +84,16 @@ def _cast_spec(op: ir.Operation) -> QuantSpec | None:
         raise PassFailure(op, f"has unusable quantization parameters: {error}") from error
 
 
-def _lower_qcast(op: ir.Operation, spec: QuantSpec, names: _FreshNames) -> None:
+def _lower_qcast(op: ir.Operation, spec: QuantSpec, names: build.FreshNames) -> None:
     source = op.operands[0]
     numbers = build.constant_array(source)
     with ir.InsertionPoint(op), op.location:
         if numbers is not None:
-            name = names(op, "weight") if build.layer_of(op) is not None else None
-            stored = spec.quantize(numbers)
-            _replace(op, build.constant(stored) if name is None else build.parameter(name, stored))
-            _erase_if_unused(source)
+            layer, stored = build.layer_of(op), spec.quantize(numbers)
+            _replace(op, build.constant(stored) if layer is None else build.parameter(names(layer, "weight"), stored))
+            build.erase_if_unused(source)
             return
-        stem = names(op, "quantize")
+        stem = names(build.layer_of(op) or _NO_LAYER, "quantize")
         scale, zero_point = _scale_and_zero_point(spec, stem)
         low = build.parameter(f"{stem}.low", np.float32(spec.storage_min))
         high = build.parameter(f"{stem}.high", np.float32(spec.storage_max))
@@ -124,9 +108,9 @@ def _lower_qcast(op: ir.Operation, spec: QuantSpec, names: _FreshNames) -> None:
     _replace(op, result)
 
 
-def _lower_dcast(op: ir.Operation, spec: QuantSpec, names: _FreshNames) -> None:
+def _lower_dcast(op: ir.Operation, spec: QuantSpec, names: build.FreshNames) -> None:
     with ir.InsertionPoint(op), op.location:
-        scale, zero_point = _scale_and_zero_point(spec, names(op, "dequantize"))
+        scale, zero_point = _scale_and_zero_point(spec, names(build.layer_of(op) or _NO_LAYER, "dequantize"))
         result = build.elementwise(
             [op.operands[0], scale, zero_point],
             ir.RankedTensorType(op.results[0].type),
@@ -137,7 +121,7 @@ def _lower_dcast(op: ir.Operation, spec: QuantSpec, names: _FreshNames) -> None:
     _replace(op, result)
 
 
-def _lower_scast(op: ir.Operation, spec: None, names: _FreshNames) -> None:
+def _lower_scast(op: ir.Operation, spec: None, names: build.FreshNames) -> None:
     _replace(op, op.operands[0])
 
 
@@ -165,11 +149,6 @@ def _dequantize_element(stored: ir.Value, scale: ir.Value, zero_point: ir.Value)
 def _replace(op: ir.Operation, value: ir.Value) -> None:
     op.results[0].replace_all_uses_with(value)
     op.erase()
-
-
-def _erase_if_unused(constant: ir.Value) -> None:
-    if not list(constant.uses):
-        constant.owner.erase()
 
 
 def _retype(op: ir.Operation) -> None:
