@@ -1,0 +1,245 @@
+"""What a compiled program really does: read from the compiler's own dispatches, not from what was asked for.
+
+The text comes from the compilation that made the artifact (CompiledModule.dispatches): every dispatch the program runs
+is there with its loops, types and arithmetic. A layer counts as integer only when the multiplications of its reduction
+are integer multiplications; weights stored in i8 but multiplied in f32 are f32.
+
+Discardable attributes do not survive IREE's pipeline; locations do. A layer is therefore found by the name in its
+operation's location, ``loc("features.0.0")``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from quantune.errors import CompileFailed
+
+# The strings of a printed location: names, and files, which a line number follows.
+_LOCATION_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(:\d+)?')
+_EXECUTABLE_TARGET = re.compile(
+    r'#hal\.executable\.target<"llvm-cpu", "[a-z-]*?elf-([a-z0-9_]+)", '
+    r'\{[^{}]*?cpu = "([^"]*)", cpu_features = "([^"]*)"'
+)
+_CASTS = frozenset({"arith.extsi", "arith.extui", "arith.sitofp", "arith.uitofp", "arith.extf", "arith.truncf"})
+_INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.andi", "arith.shli", "arith.shrsi"})
+
+
+@dataclass(frozen=True)
+class LayerExecution:
+    """How one layer's multiply-accumulate loop runs.
+
+    layer: the name in its location, empty when it has none. op: conv, depthwise or matmul. macs: multiplications a call
+    makes. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
+    dispatch: the name of the compiled function, as benchmarks print it.
+    """
+
+    layer: str
+    op: str
+    macs: int
+    precision: str
+    dispatch: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the multiplications are integer ones."""
+        return self.precision.startswith("i")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What a CPU program was compiled for: architecture (x86_64), LLVM's processor name and its features (avx2, …)."""
+
+    architecture: str
+    name: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Contraction:
+    op: str
+    macs: int
+    precision: str
+    names: tuple[str, ...]
+
+
+def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[LayerExecution, ...]:
+    """Return one row for each multiply-accumulate loop a call of the program runs, in order.
+
+    layers: the names to look for in locations; without them any name counts. Work done once when the program is loaded
+    is left out. Raises CompileFailed when the text cannot be read.
+    """
+    ir = _ir()
+    with ir.Context():
+        try:
+            module = ir.Module.parse(dispatches)
+        except ir.MLIRError as error:
+            raise CompileFailed(f"the compiler's dispatches cannot be read: {str(error).splitlines()[0]}") from error
+        contractions = {
+            _symbol(function): list(_contractions(function))
+            for executable in module.body.operations
+            if executable.operation.name in ("flow.executable", "stream.executable")
+            for function in _walk(executable.operation)
+            if function.name == "func.func"
+        }
+        calls = [
+            op
+            for function in module.body.operations
+            if function.operation.name in ("util.func", "func.func")
+            for op in _walk(function.operation)
+            if op.name == "flow.dispatch"
+        ]
+        entries = [(re.findall(r"@([\w$.-]+)", str(call.attributes["entry_points"]))[-1], call) for call in calls]
+        uses = [entry for entry, _ in entries]
+        rows = []
+        for entry, call in entries:
+            for found in contractions.get(entry, ()):
+                # Equal dispatches are merged: then only the call still knows which layer it is for.
+                names = found.names if uses.count(entry) == 1 else _names(call)
+                layer = next((name for name in (*names, *_names(call)) if not layers or name in layers), "")
+                rows.append(LayerExecution(layer, found.op, found.macs, found.precision, entry))
+    return tuple(rows)
+
+
+def integer_share(rows: Iterable[LayerExecution]) -> float:
+    """Return the share of multiplications that are integer ones, 0 to 1 (0 when there are none)."""
+    rows = tuple(rows)
+    total = sum(row.macs for row in rows)
+    return sum(row.macs for row in rows if row.is_integer) / total if total else 0.0
+
+
+def required_processor(dispatches: str) -> Processor | None:
+    """Return what the program's CPU code needs, or None when it has no CPU code."""
+    match = _EXECUTABLE_TARGET.search(dispatches)
+    if not match:
+        return None
+    architecture, name, features = match.groups()
+    return Processor(architecture, name, tuple(dict.fromkeys(f[1:] for f in features.split(",") if f.startswith("+"))))
+
+
+def _ir() -> Any:
+    """Return IREE's MLIR bindings: imported late, since whoever only runs artifacts need not have the compiler."""
+    return importlib.import_module("iree.compiler.ir")
+
+
+def _linalg() -> Any:
+    return importlib.import_module("iree.compiler.dialects.linalg")
+
+
+def _walk(op: Any) -> Iterator[Any]:
+    for region in op.regions:
+        for block in region:
+            for child in block.operations:
+                yield child.operation
+                yield from _walk(child.operation)
+
+
+def _symbol(op: Any) -> str:
+    return str(op.attributes["sym_name"]).strip('"')
+
+
+def _names(op: Any) -> tuple[str, ...]:
+    return tuple(name for name, line in _LOCATION_STRING.findall(str(op.location)) if not line)
+
+
+def _contractions(function: Any) -> Iterator[_Contraction]:
+    for op in _walk(function):
+        if op.name.startswith("linalg.") and len(op.regions) == 1 and (found := _read_contraction(op)):
+            yield found
+
+
+def _read_contraction(op: Any) -> _Contraction | None:
+    """Return the multiply-accumulate loop that ``op`` is, or None for anything else (an elementwise loop, a pool)."""
+    product = _accumulated_product(op.regions[0].blocks[0])
+    if product is None:
+        return None
+    maps = [attribute.value for attribute in _linalg().get_indexing_maps(op)]
+    extents = _extents(op, maps)
+    output = _plain_dims(maps[-1])
+    if not set(extents) - set(output.values()):
+        return None  # nothing is summed up
+    macs = 1
+    for extent in extents.values():
+        macs *= extent
+    return _Contraction(_kind(maps), macs, _precision(product), _names(op))
+
+
+def _accumulated_product(block: Any) -> Any | None:
+    """Return the multiplication whose result the block adds to its output, or None."""
+    results = list(block.operations)[-1].operands
+    if len(results) != 1:
+        return None
+    accumulator = block.arguments[len(block.arguments) - 1]
+    add = _definition(results[0])
+    while add is not None and add.name in _CASTS:
+        add = _definition(add.operands[0])
+    if add is None or add.name not in ("arith.addi", "arith.addf"):
+        return None
+    terms = [operand for operand in add.operands if operand != accumulator]
+    if len(terms) != 1:
+        return None
+    term = _definition(terms[0])
+    while term is not None and term.name in _CASTS:
+        term = _definition(term.operands[0])
+    return term if term is not None and term.name in ("arith.muli", "arith.mulf") else None
+
+
+def _precision(product: Any) -> str:
+    """Return the type multiplied: for integers the widest type the two factors were stored in."""
+    if product.name == "arith.mulf":
+        return str(product.results[0].type)
+    widths = [width for operand in product.operands for width in _stored_widths(operand)]
+    return f"i{max(widths, default=int(str(product.results[0].type)[1:]))}"
+
+
+def _stored_widths(value: Any) -> Iterator[int]:
+    """Yield the bit widths of the stored integers a factor is computed from; constants have none."""
+    op = _definition(value)
+    if op is None:
+        yield int(str(value.type).lstrip("isu"))
+    elif op.name in ("arith.extsi", "arith.extui"):
+        yield int(str(op.operands[0].type).lstrip("isu"))
+    elif op.name in _INTEGER_STEPS:
+        for operand in op.operands:
+            yield from _stored_widths(operand)
+    elif op.name != "arith.constant":
+        yield int(str(value.type).lstrip("isu"))
+
+
+def _definition(value: Any) -> Any | None:
+    return value.owner.operation if isinstance(value, _ir().OpResult) else None
+
+
+def _plain_dims(map_: Any) -> dict[int, int]:
+    """Return result position -> loop, for the results that are a loop's index alone."""
+    plain = ((i, r) for i, r in enumerate(map_.results) if isinstance(r, _ir().AffineDimExpr))
+    return {i: r.position for i, r in plain}
+
+
+def _extents(op: Any, maps: list[Any]) -> dict[int, int]:
+    """Return loop -> number of iterations, read from the shapes of the tensors the loops index."""
+    extents: dict[int, int] = {}
+    for operand, map_ in zip(op.operands, maps, strict=True):
+        if not isinstance(operand.type, _ir().RankedTensorType):
+            continue
+        shape = operand.type
+        for position, loop in _plain_dims(map_).items():
+            if shape.is_dynamic_dim(position):
+                raise CompileFailed(f"'{op.name}' has the dynamic shape {operand.type}; expected static shapes")
+            extents[loop] = shape.get_dim_size(position)
+    return extents
+
+
+def _kind(maps: list[Any]) -> str:
+    """Name a contraction by how its loops index the two factors and the result."""
+    windowed = any(len(_plain_dims(map_)) < len(map_.results) for map_ in maps[:-1])
+    if not windowed:
+        return "matmul"
+    output = set(_plain_dims(maps[-1]).values())
+    shared = (
+        set(_plain_dims(maps[0]).values()) & set(_plain_dims(maps[1]).values()) & output if len(maps) > 2 else output
+    )
+    return "depthwise" if shared else "conv"

@@ -1,0 +1,168 @@
+"""What an artifact says of itself: how it was made and which bytes it consists of, kept inside the one .vmfb file.
+
+IREE reads a .vmfb from its start and ignores what follows the program, so the record is a trailer:
+
+    program | JSON | sha256 of the JSON (32 bytes) | length of the JSON (8 bytes, little endian) | magic (16 bytes)
+
+The JSON holds the program's sha256: IREE itself runs a program with a flipped bit, and answers nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from quantune.compiler.inspect import LayerExecution, Processor
+from quantune.errors import RunFailed
+
+FORMAT = 1
+_MAGIC = b"\nquantune-trail\n"
+_TAIL = 32 + 8 + len(_MAGIC)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How an artifact was made.
+
+    versions: package name -> version (quantune, iree-base-compiler, iree-base-runtime, torch-mlir). flags: IREE flags.
+    target: as Target prints it. configuration: the QuantConfig line. model: its name. fingerprint: the digest of the
+    model's weights. data: role (calibration, validation) -> fingerprint. layers: what each layer really runs in.
+    pipeline: the passes, as text. processor: what a CPU program needs to run, None for other targets. sha256: of the
+    program's bytes, set by attach. created: UTC, ISO 8601.
+    """
+
+    target: str
+    configuration: str = ""
+    model: str = ""
+    fingerprint: str = ""
+    pipeline: str = ""
+    flags: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerExecution, ...] = ()
+    processor: Processor | None = None
+    sha256: str = ""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Provenance:
+        """Read what to_json wrote; raises RunFailed that names the bad field."""
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RunFailed(f"the provenance is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise RunFailed(f"the provenance is a JSON {type(record).__name__}; expected an object")
+        if record.get("format") != FORMAT:
+            raise RunFailed(f"the provenance has format {record.get('format')!r}; this version reads format {FORMAT}")
+        names = {f.name for f in fields(cls)}
+        if unknown := sorted(set(record) - names - {"format"}):
+            raise RunFailed(f"the provenance has an unknown field {unknown[0]!r}")
+        if missing := sorted(names - set(record)):
+            raise RunFailed(f"the provenance lacks the field {missing[0]!r}")
+        return cls(**{name: _READERS.get(name, _text)(name, record[name]) for name in names})
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """The parts of an artifact's bytes. provenance is None for a plain .vmfb, which nothing vouches for."""
+
+    program: bytes
+    provenance: Provenance | None
+
+
+def attach(program: bytes, provenance: Provenance) -> bytes:
+    """Return the artifact's bytes: the program with its provenance, whose sha256 is set here."""
+    text = replace(provenance, sha256=hashlib.sha256(program).hexdigest()).to_json().encode()
+    return program + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + _MAGIC
+
+
+def split(data: bytes, where: str = "artifact") -> Stamped:
+    """Return the program and its provenance, all of it checked.
+
+    Raises RunFailed, with ``where`` in the message, when a byte of either differs from what was written.
+    """
+    magic = data[-len(_MAGIC) :]
+    if magic != _MAGIC:
+        # A flipped bit in the magic must not turn a checked artifact into an unchecked one.
+        if sum(a == b for a, b in zip(magic, _MAGIC, strict=False)) > len(_MAGIC) // 2:
+            raise RunFailed(f"{where}: the file is damaged at its end; copy or compile it again")
+        return Stamped(data, None)
+    length = int.from_bytes(data[-len(_MAGIC) - 8 : -len(_MAGIC)], "little")
+    start = len(data) - _TAIL - length
+    text = data[start : start + length] if start >= 0 else b""
+    if hashlib.sha256(text).digest() != data[-_TAIL : -_TAIL + 32]:
+        raise RunFailed(f"{where}: the record at the end of the file is damaged; copy or compile it again")
+    try:
+        provenance = Provenance.from_json(text)
+    except RunFailed as error:
+        raise RunFailed(f"{where}: {error}") from error
+    program = data[:start]
+    digest = hashlib.sha256(program).hexdigest()
+    if digest != provenance.sha256:
+        raise RunFailed(
+            f"{where}: the program is damaged: its sha256 is {digest[:12]}…, expected {provenance.sha256[:12]}…; "
+            "copy or compile it again"
+        )
+    return Stamped(program, provenance)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected text")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected a list")
+    return tuple(_text(name, item) for item in value)
+
+
+def _mapping(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected an object")
+    return {key: _text(name, item) for key, item in value.items()}
+
+
+def _layers(name: str, value: Any) -> tuple[LayerExecution, ...]:
+    if not isinstance(value, list):
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected a list")
+    return tuple(_layer(name, item) for item in value)
+
+
+def _layer(name: str, value: Any) -> LayerExecution:
+    if not isinstance(value, dict) or set(value) != {f.name for f in fields(LayerExecution)}:
+        raise RunFailed(f"the provenance field {name!r} has the entry {value!r:.60}; expected a layer's execution")
+    macs = value["macs"]
+    if not isinstance(macs, int) or isinstance(macs, bool) or macs < 0:
+        raise RunFailed(f"the provenance field {name!r} counts {macs!r:.60} operations; expected a number, 0 or more")
+    texts = {key: _text(f"{name}.{key}", item) for key, item in value.items() if key != "macs"}
+    return LayerExecution(macs=macs, **texts)
+
+
+def _processor(name: str, value: Any) -> Processor | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {f.name for f in fields(Processor)}:
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected a processor or null")
+    return Processor(
+        _text(name, value["architecture"]), _text(name, value["name"]), _texts(f"{name}.features", value["features"])
+    )
+
+
+_READERS = {
+    "flags": _texts,
+    "versions": _mapping,
+    "data": _mapping,
+    "layers": _layers,
+    "processor": _processor,
+}

@@ -1,0 +1,218 @@
+"""Running compiled programs in a child process: a crash, a hang or exhausted memory there is a RunFailed here."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+import quantune
+from quantune import errors
+from quantune.errors import RunFailed, UsageError
+from quantune.runtime.measure import Effort, Samples
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a program answered: one row an image, the seconds that took, and, when asked for, the latency samples."""
+
+    logits: np.ndarray
+    seconds: float
+    timing: Samples | None
+
+
+class Worker:
+    """A child process that runs programs on one device; kept for many jobs, started anew after a crash.
+
+    threads: for local-task. timeout_s: for a job. memory_limit_gib: address space of the child. Use it as a context
+    manager, or call close.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "local-sync",
+        threads: int = 1,
+        timeout_s: float = 600.0,
+        memory_limit_gib: float | None = None,
+    ) -> None:
+        if timeout_s <= 0:
+            raise UsageError(f"run timeout {timeout_s}: expected seconds, more than 0")
+        self.device = device
+        self.threads = threads
+        self.timeout_s = timeout_s
+        self.memory_limit_gib = memory_limit_gib
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        self._stop()
+        self._log.close()
+
+    def evaluate(
+        self,
+        program: Path | str,
+        images: Path | str,
+        *,
+        parameters: Mapping[str, np.ndarray] | Path | str | None = None,
+        first: int = 0,
+        count: int | None = None,
+        effort: Effort | None = None,
+        timeout_s: float | None = None,
+    ) -> Evaluation:
+        """Run the program on the images [first, first + count) of an .npy file f32[n,c,h,w].
+
+        parameters: named arrays, an .npz or an .irpa file. effort: measure the latency too. Raises RunFailed when the
+        program cannot be loaded, crashes, hangs or needs too much memory, UsageError when the images do not fit it.
+        """
+        with tempfile.TemporaryDirectory(prefix="quantune-run-") as folder:
+            output = Path(folder) / "logits.npy"
+            if isinstance(parameters, Mapping):
+                file = Path(folder) / "parameters.npz"
+                np.savez(file, **parameters)  # type: ignore[arg-type]
+                parameters = file
+            job = {
+                "job": "evaluate",
+                "program": str(program),
+                "parameters": None if parameters is None else str(parameters),
+                "images": str(images),
+                "output": str(output),
+                "first": first,
+                "count": count,
+                "effort": asdict(effort) if effort else None,
+            }
+            result = self.request(job, timeout_s=timeout_s)
+            logits = np.load(output, allow_pickle=False)
+        return Evaluation(logits, result["seconds"], read_samples(result["timing"]) if result["timing"] else None)
+
+    def request(self, job: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Send one job and return its result; the error the child answered is raised here."""
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        name = str(job.get("program", "program"))
+        child = self._child or self._start()
+        try:
+            line = self._exchange(child, json.dumps(job), limit)
+        except BaseException:
+            self._stop()  # an interrupted job must not answer the next request
+            raise
+        if line is None:
+            self._stop()
+            raise RunFailed(f"{name}: the run took longer than {limit:g} s and was stopped")
+        if not line:
+            raise RunFailed(f"{name}: the run ended with {self._stop()}{self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise getattr(errors, answer["error"])(answer["message"])
+        return answer["result"]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "quantune.runtime.worker",
+            f"--device={self.device}",
+            f"--threads={self.threads}",
+        ]
+        if self.memory_limit_gib is not None:
+            command.append(f"--memory-limit-gib={self.memory_limit_gib}")
+        package = str(Path(quantune.__file__).parent.parent)
+        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
+        self._log.seek(0)
+        self._log.truncate()
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, "PYTHONPATH": paths},
+            start_new_session=True,
+        )
+        return self._child
+
+    def _exchange(self, child: subprocess.Popen[bytes], text: str, limit: float) -> bytes | None:
+        """Return the child's answer, None after ``limit`` seconds, nothing when the child ended."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(text.encode() + b"\n")
+            child.stdin.flush()
+        answer = b""
+        deadline = time.monotonic() + limit
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while not answer.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                part = os.read(child.stdout.fileno(), 1 << 16)
+                if not part:
+                    return b""
+                answer += part
+        return answer
+
+    def _stop(self) -> str:
+        """End the child's process group and return how the child ended."""
+        child, self._child = self._child, None
+        if child is None:
+            return "no process"
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.2)  # it may be ending: then its own status is the one to tell
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        status = child.returncode
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+    def _last_words(self) -> str:
+        """Return what the child printed last, for the message."""
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return f": {lines[-1][:200]}" if lines else ""
+
+
+def evaluate(
+    program: Path | str,
+    images: Path | str,
+    *,
+    device: str = "local-sync",
+    threads: int = 1,
+    timeout_s: float = 600.0,
+    memory_limit_gib: float | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Run a program on images in a child process of its own; see Worker.evaluate for the options."""
+    with Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib) as worker:
+        return worker.evaluate(program, images, **options)
+
+
+def read_samples(answer: Mapping[str, Any]) -> Samples:
+    """Return the samples a worker sent."""
+    low, middle, high = answer["quartiles"]
+    return Samples(tuple(answer["medians"]), answer["minimum"], (low, middle, high), answer["calls"])
