@@ -1,0 +1,213 @@
+"""What a measured configuration is worth: scores, the objective with its bound, and how sure a difference is."""
+
+from __future__ import annotations
+
+import base64
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from quantune.config import QuantConfig
+from quantune.errors import QuantuneError, UsageError
+
+METRICS = ("accuracy", "latency", "size")
+
+
+class TrialFailed(QuantuneError):
+    """One configuration could not be measured; the search records the reason and goes on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Score:
+    """The measurement of one artifact.
+
+    accuracy: top-1 as a fraction of `images`. latency_ms: per call, None when not measured. size_bytes: the artifact.
+    details: JSON values that travel along; ``correct`` (see `pack_correct`) makes differences between artifacts paired.
+    """
+
+    accuracy: float
+    latency_ms: float | None
+    size_bytes: int
+    images: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.accuracy <= 1.0:  # also false for NaN
+            raise ValueError(f"accuracy {self.accuracy}: expected a fraction between 0 and 1")
+        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
+            raise ValueError(f"latency_ms {self.latency_ms}: expected a positive number of milliseconds or None")
+        if self.size_bytes < 0:
+            raise ValueError(f"size_bytes {self.size_bytes}: expected 0 or more")
+        if self.images < 1:
+            raise ValueError(f"images {self.images}: expected 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """The score as a JSON object; `from_json` reads it back equal."""
+        return {
+            "accuracy": float(self.accuracy),
+            "latency_ms": None if self.latency_ms is None else float(self.latency_ms),
+            "size_bytes": int(self.size_bytes),
+            "images": int(self.images),
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Score:
+        """Read what `to_json` wrote. Raises ValueError that names what is wrong with anything else."""
+        names = ("accuracy", "latency_ms", "size_bytes", "images", "details")
+        if not isinstance(value, Mapping) or set(value) != set(names):
+            raise ValueError(f"not a score: expected an object with {', '.join(names)}")
+        for name in ("accuracy", "size_bytes", "images"):
+            if not isinstance(value[name], int | float) or isinstance(value[name], bool):
+                raise ValueError(f"not a score: {name} is {value[name]!r}, expected a number")
+        if value["latency_ms"] is not None and not isinstance(value["latency_ms"], int | float):
+            raise ValueError(f"not a score: latency_ms is {value['latency_ms']!r}, expected a number or null")
+        if not isinstance(value["details"], Mapping):
+            raise ValueError(f"not a score: details is {value['details']!r}, expected an object")
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the search is after.
+
+    metric: accuracy (higher), latency or size (lower). max_drop: the largest top-1 loss against the f32 artifact that
+    is acceptable, as a fraction (0.01 = one percentage point); None means no bound, which only `accuracy` allows.
+    """
+
+    metric: str = "accuracy"
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UsageError(f"objective '{self.metric}': expected one of {', '.join(METRICS)}")
+        if self.max_drop is None:
+            if self.metric != "accuracy":
+                raise UsageError(f"objective '{self.metric}' needs a largest accuracy drop, such as 0.01 for one point")
+            return
+        if not 0.0 <= self.max_drop <= 1.0:
+            raise UsageError(
+                f"largest accuracy drop {self.max_drop}: expected a fraction between 0 and 1 (0.01 is one point)"
+            )
+
+    def shortfall(self, score: Score, baseline: Score | None) -> float:
+        """By how much (fraction) the score breaks the bound; 0 or less when it keeps it, 0 when there is no bound."""
+        if self.max_drop is None or baseline is None:
+            return 0.0
+        # Accuracies are multiples of 1/images: the margin only absorbs float rounding in the subtraction.
+        return baseline.accuracy - self.max_drop - score.accuracy - 1e-9
+
+    def feasible(self, score: Score, baseline: Score | None) -> bool:
+        """Whether the score keeps the accuracy bound against the f32 baseline."""
+        return self.shortfall(score, baseline) <= 0.0
+
+    def rank(self, score: Score, config: QuantConfig, baseline: Score | None = None) -> tuple[Any, ...]:
+        """A sort key, best first: bound kept, then the metric, then the other metrics, then simplicity."""
+        accuracy, latency = -score.accuracy, math.inf if score.latency_ms is None else score.latency_ms
+        order = {
+            "accuracy": (accuracy, latency, score.size_bytes),
+            "latency": (latency, accuracy, score.size_bytes),
+            "size": (score.size_bytes, accuracy, latency),
+        }[self.metric]
+        if not self.feasible(score, baseline):  # outside the bound, closest to it comes first
+            order = (accuracy, *order)
+            return (1, *order, complexity(config))
+        return (0, *order, complexity(config))
+
+    def better(self, a: tuple[QuantConfig, Score], b: tuple[QuantConfig, Score], baseline: Score | None = None) -> bool:
+        """Whether `a` is to be preferred to `b`."""
+        return self.rank(a[1], a[0], baseline) < self.rank(b[1], b[0], baseline)
+
+    def value(self, score: Score) -> float:
+        """The number a study stores: accuracy, milliseconds or bytes. UsageError when latency was not measured."""
+        if self.metric == "accuracy":
+            return score.accuracy
+        if self.metric == "size":
+            return float(score.size_bytes)
+        if score.latency_ms is None:
+            raise UsageError("objective 'latency': the evaluator measured no latency; choose accuracy or size")
+        return score.latency_ms
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """The direction of `value` in Optuna's words."""
+        return "maximize" if self.metric == "accuracy" else "minimize"
+
+
+def complexity(config: QuantConfig) -> tuple[int, ...]:
+    """Orders configurations from simple to involved; decides between equal measurements."""
+    simple_first: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("precision", ("f32", "f16", "int8", "mixed")),
+        ("granularity", ("tensor", "channel")),
+        ("clip", ("max", "percentile", "mse", "aciq", "kl")),
+        ("scheme", ("symmetric_power2", "symmetric", "symmetric_uint8", "asymmetric")),
+    )
+    return (*(order.index(getattr(config, name)) for name, order in simple_first), config.calib)
+
+
+def pack_correct(correct: Sequence[bool] | np.ndarray) -> str:
+    """One bit per image (answered right or not) as base64 text, for ``Score.details["correct"]``."""
+    return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode("ascii")
+
+
+def unpack_correct(text: str, images: int) -> np.ndarray:
+    """The bool array of length `images` that `pack_correct` packed. Raises ValueError when the length does not fit."""
+    data = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(data) != (images + 7) // 8:
+        raise ValueError(f"{len(data)} bytes do not hold one bit for each of {images} images")
+    return np.unpackbits(data, count=images).astype(bool)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An accuracy difference (fraction) with its standard error. paired: measured image by image on the same images."""
+
+    value: float
+    standard_error: float
+    images: int
+    paired: bool
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The normal confidence interval of the difference."""
+        half = statistics.NormalDist().inv_cdf(0.5 + confidence / 2) * self.standard_error
+        return self.value - half, self.value + half
+
+    def __str__(self) -> str:
+        how = "paired" if self.paired else "unpaired"
+        half = 100 * (self.interval()[1] - self.value)
+        return f"{100 * self.value:+.2f} ± {half:.2f} points (95 %, {how}, {self.images} images)"
+
+
+def accuracy_difference(score: Score, baseline: Score) -> Difference:
+    """Accuracy of `score` minus `baseline`.
+
+    Both artifacts see the same images, so when both scores carry their ``correct`` bits only the images on which
+    they disagree count: with b won and c lost of n, se = sqrt(b + c - (b - c)^2 / n) / n. Without the bits the binomial
+    error of each is added, which overstates it.
+    """
+    n = min(score.images, baseline.images)
+    value = score.accuracy - baseline.accuracy
+    bits = score.details.get("correct"), baseline.details.get("correct")
+    if score.images == baseline.images and all(isinstance(b, str) for b in bits):
+        mine, theirs = (unpack_correct(str(b), n) for b in bits)
+        won, lost = int(np.sum(mine & ~theirs)), int(np.sum(~mine & theirs))
+        return Difference(value, math.sqrt(max(0.0, won + lost - (won - lost) ** 2 / n)) / n, n, paired=True)
+    variance = sum(s.accuracy * (1 - s.accuracy) / s.images for s in (score, baseline))
+    return Difference(value, math.sqrt(variance), n, paired=False)
+
+
+def accuracy_interval(score: Score, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of the accuracy as a fraction: sane at 0 and 1 and for few images."""
+    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+    n, p = score.images, score.accuracy
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, center - half), min(1.0, center + half)

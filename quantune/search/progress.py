@@ -1,0 +1,43 @@
+"""What a search tells while it runs, and how much it may spend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantune.config import QuantConfig
+from quantune.errors import UsageError
+from quantune.search.result import TuningTrial
+
+
+@dataclass(frozen=True)
+class TuningEvent:
+    """Progress, for whoever shows it.
+
+    kind: started | finished | failed | note. total: trials the budget allows, None when only time limits it.
+    left_s: estimated seconds until the search ends, None while unknown. best: the best answer so far.
+    """
+
+    kind: str
+    trial: TuningTrial | None
+    config: QuantConfig | None
+    is_baseline: bool
+    done: int
+    total: int | None
+    elapsed_s: float
+    left_s: float | None
+    best: TuningTrial | None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be measured. Both limits belong to the study: what earlier sessions spent counts."""
+
+    max_trials: int | None = None
+    time_budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_trials is not None and self.max_trials < 1:
+            raise UsageError(f"number of trials {self.max_trials}: expected 1 or more")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise UsageError(f"time budget {self.time_budget_s} s: expected more than 0")
