@@ -126,11 +126,11 @@ def strip_annotations(op: ir.Operation | ir.OpView) -> None:
 
 
 def walk(root: ir.Operation | ir.OpView) -> Iterator[ir.Operation]:
-    """All operations under `root`, itself first, in program order; those already given may be erased meanwhile."""
+    """All operations under `root`, itself first, in program order; take the list of them before erasing any."""
     yield root.operation
     for region in root.operation.regions:
         for block in region.blocks:
-            for op in list(block.operations):
+            for op in block.operations:
                 yield from walk(op)
 
 

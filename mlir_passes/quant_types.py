@@ -11,7 +11,6 @@ held shifted by -128 (`QuantSpec.stored`): the same steps on the same grid, so t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch_mlir import ir
 from torch_mlir.dialects import quant
 
 _UNSIGNED_TO_STORAGE = -128
+_LARGEST_F32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class QuantSpec:
         if self.axis is not None and self.axis < 0:
             raise ValueError(f"axis is {self.axis}; expected 0 or more")
         for scale in self.scales:
-            if not math.isfinite(scale) or not 0 < np.float32(scale) < np.inf:
+            if not 0 < scale <= _LARGEST_F32 or np.float32(scale) == 0:
                 raise ValueError(f"scale is {scale}; expected a positive number that f32 can hold")
         for zero_point in self.zero_points:
             if not self.storage_min <= zero_point <= self.storage_max:

@@ -7,6 +7,7 @@ dumps and timing cover both. MLIR's own text parser cannot name passes written i
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import re
@@ -174,6 +175,7 @@ def _parse_element(text: str) -> Pass | str:
     return load_pass(name.strip()).parse(options.removesuffix("}"))
 
 
+@functools.cache
 def _check_native(text: str) -> None:
     """Raise `PipelineError` unless MLIR knows every pass in `text`."""
     from torch_mlir import ir

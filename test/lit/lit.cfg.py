@@ -1,4 +1,7 @@
 """lit configuration: `lit test/lit` from anywhere, with the interpreter that runs lit."""
+# ruff: noqa: F821
+# pyright: reportUndefinedVariable=false
+# lit defines `config` and `lit_config`.
 
 import os
 import subprocess
@@ -6,9 +9,6 @@ import sys
 from pathlib import Path
 
 import lit.formats
-
-config = config  # noqa: F821, PLW0127 (lit defines it)
-lit_config = lit_config  # noqa: F821, PLW0127
 
 _SOURCE = Path(__file__).resolve().parent
 _ROOT = _SOURCE.parent.parent
