@@ -1,0 +1,1 @@
+"""Image sources, the built-in tasks, and disjoint calibration and evaluation splits."""

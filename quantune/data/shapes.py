@@ -1,8 +1,8 @@
 """Procedural images: 4 shapes x 4 textures = 16 classes, 64x64 RGB, under a wide range of exposures.
 
 Each image is a function of (split, index) alone, so any part of the set can be made at any time and a set of any length
-takes no memory. The exposure is what makes the task hard for a careless quantizer: a dark image uses a tenth of the range
-that a bright one needs, so every bit and every clipping decision shows in the accuracy.
+takes no memory. The exposure is what makes the task hard for a careless quantizer: a dark image uses a tenth of the
+range that a bright one needs, so every bit and every clipping decision shows in the accuracy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def scene(split: str, index: int) -> tuple[np.ndarray, np.float32, int]:
     dx, dy = _X - np.float32(center[0]), _Y - np.float32(center[1])
     cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     u, v = dx * cos + dy * sin, dy * cos - dx * sin
-    pattern = _texture(texture, u, v, np.float32(rng.uniform(8.0, 11.0)), rng.uniform(0, 2 * np.pi, 2).astype(np.float32))
+    frequency, phase = np.float32(rng.uniform(8.0, 11.0)), rng.uniform(0, 2 * np.pi, 2).astype(np.float32)
+    pattern = _texture(texture, u, v, frequency, phase)
     background, foreground, other = _colors(rng)
     slope = rng.uniform(-0.15, 0.15, 2).astype(np.float32)
     shading = (_X * slope[0] + _Y * slope[1]) / SIZE

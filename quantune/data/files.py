@@ -1,0 +1,212 @@
+"""Images on disk: a folder of class folders, and NumPy archives."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantune.data.base import UNLABELLED, Image, ImageSource, checked_image, hint, options_of, whole_number
+from quantune.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"))
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+_PREPROCESSING = {
+    "resize": "256",
+    "crop": "224",
+    "mean": "0.485,0.456,0.406",
+    "std": "0.229,0.224,0.225",
+    "interpolation": "bilinear",
+}
+
+
+class ImageFolder(ImageSource):
+    """``imagefolder:DIR``: one sub-folder a class, in the order of their names; images at any depth below.
+
+    The shorter side is resized, the centre cropped, and (x / 255 - mean) / std taken, as torchvision's presets for
+    classification do (whose numbers are the defaults). Grey, palette, alpha, 16 bit and rotated (EXIF) files become
+    upright RGB. A folder that holds images directly is accepted for calibration: its images have no label.
+    """
+
+    content = "file"
+
+    def __init__(self, folder: Path, options: Mapping[str, str], role: str) -> None:
+        self.name = f"imagefolder:{folder}"
+        given = _PREPROCESSING | options_of(options, tuple(_PREPROCESSING), self.name)
+        self._resize = whole_number(given["resize"], f"{self.name}: resize")
+        self._crop = whole_number(given["crop"], f"{self.name}: crop")
+        if self._crop > self._resize:
+            raise UsageError(f"{self.name}: crop={self._crop} is larger than resize={self._resize}")
+        self._mean, self._std = (_channels(given[key], f"{self.name}: {key}") for key in ("mean", "std"))
+        if not np.all(self._std > 0):
+            raise UsageError(f"{self.name}: std={given['std']}: expected numbers above 0")
+        self._interpolation = given["interpolation"]
+        if self._interpolation not in INTERPOLATIONS:
+            suggestion = hint(self._interpolation, INTERPOLATIONS)
+            expected = ", ".join(INTERPOLATIONS)
+            raise UsageError(f"{self.name}: interpolation={self._interpolation}: expected {expected}{suggestion}")
+        _require_pillow()
+        self.recipe = " ".join(f"{key}={given[key]}" for key in _PREPROCESSING)
+        self.shape = (3, self._crop, self._crop)
+        self._files, self._labels, self.class_names = _scan(folder, self.name, role)
+        self.classes = len(self.class_names) or None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        pixels = self._read(self._files[index])
+        image = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._std
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), self._labels[index]
+
+    def label(self, index: int) -> int:
+        """The number of the class folder."""
+        return self._labels[index]
+
+    def describe(self, index: int) -> str:
+        """The file's path."""
+        return str(self._files[index])
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the file; decodes nothing."""
+        try:
+            return hashlib.sha256(self._files[index].read_bytes()).digest()
+        except OSError as error:
+            raise UsageError(f"{self._files[index]}: cannot be read ({error.strerror})") from error
+
+    def _read(self, file: Path) -> np.ndarray:
+        """The resized and cropped u8[crop, crop, 3]."""
+        from PIL import Image as Pillow
+        from PIL import ImageOps
+
+        try:
+            with Pillow.open(file) as opened:
+                image = _rgb(ImageOps.exif_transpose(opened))
+                width, height = image.size
+                short = min(width, height)
+                size = (self._resize * width // short, self._resize * height // short)
+                if size[0] * size[1] > (Pillow.MAX_IMAGE_PIXELS or math.inf):
+                    raise ValueError(f"{width}x{height} would become {size[0]}x{size[1]}")
+                image = image.resize(size, Pillow.Resampling[self._interpolation.upper()])
+        except Exception as error:  # Pillow's decoders raise anything on damaged files
+            reason = str(error).replace("\n", " ") or type(error).__name__
+            raise UsageError(f"{file}: not a readable image ({reason}); repair or remove it") from error
+        left, top = (round((side - self._crop) / 2) for side in size)
+        return np.asarray(image.crop((left, top, left + self._crop, top + self._crop)))
+
+
+class Npz(ImageSource):
+    """``npz:FILE``: ``images`` f32 or u8 [n, c, h, w] (u8 is scaled by 1/255) and integer ``labels`` [n].
+
+    Labels may be absent for calibration. The archive is read at once; nothing in it is unpickled.
+    """
+
+    def __init__(self, file: Path, options: Mapping[str, str], role: str) -> None:
+        self.name = f"npz:{file}"
+        options_of(options, (), self.name)
+        arrays, found = _load(file, self.name)
+        wanted = ("images", "labels") if role == "evaluation" else ("images",)
+        for key in wanted:
+            if key not in arrays:
+                raise UsageError(f"{self.name}: no array '{key}', expected images and labels, found {found}")
+        images = arrays["images"]
+        if images.ndim != 4 or 0 in images.shape[1:]:
+            raise UsageError(f"{self.name}: images of shape {images.shape}, expected [n, channels, height, width]")
+        if images.dtype not in (np.dtype(np.float32), np.dtype(np.uint8)):
+            raise UsageError(f"{self.name}: images of type {images.dtype}, expected f32, or u8 in [0, 255]")
+        if len(images) == 0:
+            raise UsageError(f"{self.name}: no images")
+        labels = arrays.get("labels", np.full(len(images), UNLABELLED))
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            wrong = f"labels of shape {labels.shape} and type {labels.dtype}"
+            raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}] integers")
+        self._images, self._labels = images, labels
+        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.classes = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        return checked_image(self._images[index], self.describe(index)), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The label beside the image."""
+        return int(self._labels[index])
+
+
+def _scan(folder: Path, name: str, role: str) -> tuple[list[Path], list[int], list[str]]:
+    """The image files in a fixed order, their labels, and the names of the classes."""
+    if not folder.is_dir():
+        raise UsageError(f"{name}: no such folder; expected one sub-folder of images for each class")
+    visible = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    groups = [entry for entry in visible if entry.is_dir()]
+    direct = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    if not groups and role == "calibration" and direct:
+        return direct, [UNLABELLED] * len(direct), []
+    if not groups:
+        found = f"{len(direct)} images but no sub-folders" if direct else "no images"
+        raise UsageError(f"{name}: {found}; expected one sub-folder of images for each class")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, group in enumerate(groups):
+        members = sorted(file for file in group.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not members:
+            raise UsageError(f"{group}: no images in this class folder; expected {', '.join(sorted(SUFFIXES))} files")
+        files += members
+        labels += [label] * len(members)
+    return files, labels, [group.name for group in groups]
+
+
+def _rgb(image: PillowImage) -> PillowImage:
+    """``image`` in RGB; 16 bit grey, which Pillow would saturate, keeps its upper byte."""
+    from PIL import Image as Pillow
+
+    if image.mode.startswith("I"):
+        image = Pillow.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns
+    return image.convert("RGB")
+
+
+def _channels(text: str, what: str) -> Image:
+    try:
+        values = np.array([float(part) for part in text.split(",")], np.float32)
+    except ValueError:
+        values = np.zeros(0, np.float32)
+    if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
+        raise UsageError(f"{what}={text}: expected three numbers such as 0.485,0.456,0.406, or one for all channels")
+    return values
+
+
+def _require_pillow() -> None:
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise UsageError("imagefolder: needs Pillow: pip install pillow") from error
+
+
+def _load(file: Path, name: str) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays ``images`` and ``labels`` as far as the archive has them, and the names of all its arrays."""
+    if not file.is_file():
+        raise UsageError(f"{name}: no such file")
+    try:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UsageError(f"{name}: one bare array, expected an .npz archive with images and labels")
+            with archive:
+                found = ", ".join(sorted(archive.files)) or "nothing"
+                return {key: archive[key] for key in ("images", "labels") if key in archive.files}, found
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise UsageError(f"{name}: not a readable .npz archive ({reason})") from error

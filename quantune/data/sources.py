@@ -1,0 +1,196 @@
+"""References to image sets, and the sources they name.
+
+builtin:shapes, builtin:digits      options split=train|calibration|evaluation
+imagefolder:DIR                     options resize, crop, mean, std, interpolation
+npz:FILE                            arrays images [n, c, h, w] and labels [n]
+PACKAGE.MODULE:FACTORY              called without arguments; its result has a length and gives (image, label) by index
+
+Options follow a question mark, ``imagefolder:val?resize=232&crop=224``; every kind also takes ``count=N``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantune.data.base import Image, ImageSource, Subset, checked_image, hashed_order, hint, options_of, whole_number
+from quantune.data.builtin import open_builtin
+from quantune.data.files import ImageFolder, Npz
+from quantune.errors import UsageError
+
+KINDS = ("builtin", "imagefolder", "npz")
+ROLES = ("calibration", "evaluation")
+_EXPECTED = "expected builtin:shapes, builtin:digits, imagefolder:DIR, npz:FILE or PACKAGE.MODULE:FACTORY"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed reference: kind is one of ``KINDS`` or "factory", target what follows the colon."""
+
+    text: str
+    kind: str
+    target: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read ``KIND:TARGET?option=value&option=value``. Raises UsageError that names the bad part."""
+        head, _, tail = text.partition("?")
+        kind, colon, target = head.partition(":")
+        if not colon or not target or not kind:
+            raise UsageError(f"data '{text}': {_EXPECTED}{_suggestion(head)}")
+        options: dict[str, str] = {}
+        for item in filter(None, tail.split("&")):
+            key, equals, value = item.partition("=")
+            if not equals or not key:
+                raise UsageError(f"data '{text}': option '{item}' is not of the form name=value")
+            if key in options:
+                raise UsageError(f"data '{text}': option '{key}' is given twice")
+            options[key] = value
+        if kind in KINDS:
+            return cls(text, kind, target, tuple(options.items()))
+        names = [*kind.split("."), target]
+        if not all(name.isidentifier() for name in names):
+            raise UsageError(f"data '{text}': {_EXPECTED}{hint(kind, KINDS)}")
+        return cls(text, "factory", f"{kind}:{target}", tuple(options.items()))
+
+    @property
+    def count(self) -> int | None:
+        """The option ``count``."""
+        value = dict(self.options).get("count")
+        return None if value is None else whole_number(value, f"data '{self.text}': count")
+
+    def origin(self, role: str) -> tuple[object, ...]:
+        """Equal for references that draw from the same images when opened as ``role``, whatever their count."""
+        options = {key: value for key, value in self.options if key != "count"}
+        if self.kind == "builtin":
+            options.setdefault("split", role)
+        target = str(Path(self.target).expanduser().resolve()) if self.kind in ("imagefolder", "npz") else self.target
+        return (self.kind, target, tuple(sorted(options.items())))
+
+    def open(self, role: str, *, limited: bool = True) -> ImageSource:
+        """The source; ``limited=False`` ignores ``count`` where the set has an end. See ``open_source``."""
+        if role not in ROLES:
+            raise ValueError(f"role '{role}': expected {', '.join(ROLES)}")
+        if self.kind == "builtin" and self.target == "shapes":
+            return open_builtin(self.target, dict(self.options), role)
+        count = self.count
+        options = {key: value for key, value in self.options if key != "count"}
+        source = _open(self, options, role)
+        if count is None or not limited:
+            return source
+        if count > len(source):
+            raise UsageError(f"data '{self.text}': count={count}, but there are {len(source)} images")
+        return Subset(source, hashed_order(len(source))[:count])
+
+
+def open_source(reference: str, role: str) -> ImageSource:
+    """The image source that ``reference`` names, for the role "calibration" or "evaluation".
+
+    Raises UsageError for an unknown reference or option, and for data that cannot be used.
+    """
+    return Reference.parse(reference).open(role)
+
+
+class Factory(ImageSource):
+    """``PACKAGE.MODULE:FACTORY``: what a user's function returns, checked item by item."""
+
+    def __init__(self, target: str) -> None:
+        self.name = target
+        made = _call(target)
+        if not hasattr(made, "__len__") or not hasattr(made, "__getitem__"):
+            found = type(made).__name__
+            raise UsageError(f"{target}: returned {found}, expected a sequence of (image, label) pairs")
+        self._items: Any = made
+        try:
+            self._count = len(self._items)
+        except Exception as error:
+            raise UsageError(f"{target}: its length raised {type(error).__name__}: {_line(error)}") from error
+        if self._count == 0:
+            raise UsageError(f"{target}: returned no images")
+        classes = getattr(made, "classes", None)
+        self.classes = classes if isinstance(classes, int) else None
+        image = self._item(0, None)[0]
+        self.shape = (image.shape[0], image.shape[1], image.shape[2])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._item(index, self.shape)
+
+    def _item(self, index: int, shape: tuple[int, int, int] | None) -> tuple[Image, int]:
+        where = self.describe(index)
+        try:
+            image, label = self._items[index]
+        except Exception as error:
+            raise UsageError(f"{where}: {type(error).__name__}: {_line(error)}; expected (image, label)") from error
+        try:
+            number = int(label)
+        except Exception as error:
+            raise UsageError(f"{where}: label {label!r}, expected a whole number") from error
+        return checked_image(image, where, shape), number
+
+
+def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSource:
+    if reference.kind == "builtin":
+        return open_builtin(reference.target, options, role)
+    if reference.kind == "imagefolder":
+        return ImageFolder(Path(reference.target).expanduser(), options, role)
+    if reference.kind == "npz":
+        return Npz(Path(reference.target).expanduser(), options, role)
+    options_of(options, ("count",), reference.target)
+    return Factory(reference.target)
+
+
+def _call(target: str) -> object:
+    """Import and call ``PACKAGE.MODULE:FACTORY``, looking in the current folder too."""
+    module_name, _, name = target.partition(":")
+    with _current_folder_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            suggestion = hint(module_name, KINDS) if isinstance(error, ModuleNotFoundError) else ""
+            raise UsageError(f"{target}: cannot import {module_name}: {_line(error)}{suggestion}") from error
+        factory = getattr(module, name, None)
+        if factory is None:
+            raise UsageError(f"{target}: {module_name} has no '{name}'{hint(name, dir(module))}")
+        if not callable(factory):
+            raise UsageError(f"{target}: '{name}' is {type(factory).__name__}, expected a function without arguments")
+        try:
+            return factory()
+        except Exception as error:
+            raise UsageError(f"{target}: {name}() raised {type(error).__name__}: {_line(error)}") from error
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _suggestion(text: str) -> str:
+    path = Path(text)
+    if not text:
+        return ""
+    if path.is_dir():
+        return f" (did you mean imagefolder:{text}?)"
+    if path.suffix == ".npz":
+        return f" (did you mean npz:{text}?)"
+    return hint(text, ("builtin:shapes", "builtin:digits", "shapes", "digits"))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,210 @@
+"""Which images calibrate and which evaluate: disjoint, deterministic, and checked to be so."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantune.data.base import Image, ImageSource, hashed_order, pixel_digest
+from quantune.data.sources import Reference
+from quantune.errors import EnvironmentFailure, UsageError
+
+logger = logging.getLogger(__name__)
+
+MOST_CHECKED = 10_000
+"""Images of the evaluation set that the check for shared images reads, evenly spread."""
+
+_CALIBRATION_SHARE = 5
+"""A set that serves both purposes gives at most one image in five to calibration."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``indices`` of ``source``, in this order."""
+
+    source: ImageSource
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.indices:
+            raise UsageError(f"{self.source.name}: no images")
+        low, high = min(self.indices), max(self.indices)
+        if low < 0 or high >= len(self.source):
+            raise ValueError(f"{self.source.name}: indices {low} to {high}, but it has {len(self.source)} images")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def first(self, count: int) -> Split:
+        """The first ``count`` images, or all if there are fewer."""
+        return self if count >= len(self) else Split(self.source, self.indices[:count])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images and labels, in their order."""
+        return self.source.fingerprint(self.indices)
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """A split on disk: ``images`` f32[n, c, h, w] and ``labels`` i64[n] in .npy files."""
+
+    images: Path
+    labels: Path
+    count: int
+
+
+def open_splits(
+    calibration: str,
+    evaluation: str,
+    *,
+    calibration_count: int = 10_000,
+    evaluation_count: int | None = None,
+    seed: int = 0,
+) -> tuple[Split, Split]:
+    """The calibration and the evaluation images of two references, which share none.
+
+    A reference's own ``count`` is met or refused; the arguments are upper bounds. Two references to the same images are
+    divided by a hash of ``seed`` and the index, at most a fifth for calibration where they do not say how many.
+    Raises UsageError naming an image that is in both sets.
+    """
+    references = Reference.parse(calibration), Reference.parse(evaluation)
+    if references[0].origin("calibration") == references[1].origin("evaluation"):
+        source = references[1].open("evaluation", limited=False)
+        counts = references[0].count, references[1].count
+        return _divide(source, counts, (calibration_count, evaluation_count), seed)
+    source = references[0].open("calibration")
+    chosen = Split(source, tuple(hashed_order(len(source), seed)[: references[0].count or calibration_count]))
+    held_out = references[1].open("evaluation")
+    rest = Split(held_out, tuple(sorted(hashed_order(len(held_out), seed)[: references[1].count or evaluation_count])))
+    if source.shape != held_out.shape:
+        raise UsageError(
+            f"{source.name} has images of shape {source.shape}, {held_out.name} of {held_out.shape}; expected one shape"
+        )
+    check_disjoint(chosen, rest)
+    return chosen, rest
+
+
+def check_disjoint(calibration: Split, evaluation: Split) -> None:
+    """Raise UsageError naming an image that both sets hold; of more than ``MOST_CHECKED`` evaluation images, some."""
+    shared = _shared(calibration, evaluation)
+    if shared:
+        mine, theirs = next(iter(shared.items()))
+        names = f"{calibration.source.describe(mine)} and {evaluation.source.describe(theirs)}"
+        raise UsageError(
+            f"calibration and evaluation share {len(shared)} images, for example {names}; remove them from one set"
+        )
+
+
+def labels_of(split: Split, classes: int | None = None) -> NDArray[np.int64]:
+    """The labels, i64[n]. Raises UsageError naming the first image whose label is not in [0, classes)."""
+    return np.array([_checked_label(split, i, split.source.label(i), classes) for i in split.indices], np.int64)
+
+
+def batches(split: Split, batch_size: int) -> Iterator[Image]:
+    """The images, f32[n, c, h, w], ``batch_size`` at a time; the last batch may be smaller."""
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size}: expected 1 or more")
+    for start in range(0, len(split), batch_size):
+        yield np.stack([split.source[i][0] for i in split.indices[start : start + batch_size]])
+
+
+def materialize(split: Split, path: Path, classes: int | None = None) -> Materialized:
+    """Write the images to ``path`` (.npy) and the labels beside it (.labels.npy), each complete or not at all.
+
+    ``classes``: the model's number of outputs, if known; labels must be below. Raises UsageError for an image or label
+    that cannot be used, EnvironmentFailure when the disk is full.
+    """
+    shape = (len(split), *split.source.shape)
+    needed = 4 * math.prod(shape)
+    labels = np.empty(len(split), np.int64)
+    labels_path = path.with_suffix(".labels.npy")
+    partial = path.with_name(path.name + ".partial")
+    partial_labels = labels_path.with_name(labels_path.name + ".partial")
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise EnvironmentFailure(f"{path.parent}: {len(split)} images need {needed} bytes, {free} are free")
+        # Written as a stream: a full disk is then an error, where a memory map would end the process.
+        with partial.open("wb") as stream:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for position, index in enumerate(split.indices):
+                image, label = split.source[index]
+                labels[position] = _checked_label(split, index, label, classes)
+                stream.write(np.ascontiguousarray(image, "<f4").tobytes())
+        with partial_labels.open("wb") as stream:
+            np.save(stream, labels)
+        partial_labels.replace(labels_path)
+        partial.replace(path)
+    except OSError as error:
+        raise EnvironmentFailure(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_labels.unlink(missing_ok=True)
+    return Materialized(path, labels_path, len(split))
+
+
+def _divide(
+    source: ImageSource, asked: tuple[int | None, int | None], most: tuple[int, int | None], seed: int
+) -> tuple[Split, Split]:
+    """Disjoint parts of one source. Copies of an evaluation image are left out of the calibration part."""
+    total = len(source)
+    if total < 2:
+        raise UsageError(f"{source.name}: {total} image cannot both calibrate and evaluate; expected 2 or more")
+    share = asked[0] or min(most[0], max(total // _CALIBRATION_SHARE, 1))
+    evaluation_count = asked[1] or min(total - share, most[1] or total)
+    wanted = asked[0] or 1
+    if evaluation_count < 1 or evaluation_count + wanted > total:
+        raise UsageError(
+            f"{source.name}: {total} images are too few to calibrate with {wanted} and evaluate with "
+            f"{max(evaluation_count, 1)} others; lower count, or name another set"
+        )
+    order = hashed_order(total, seed)
+    evaluation = Split(source, tuple(sorted(order[:evaluation_count])))
+    calibration = Split(source, tuple(order[evaluation_count:][: asked[0] or most[0]]))
+    shared = _shared(calibration, evaluation)
+    if shared:
+        logger.warning("%s: %d calibration images are copies of evaluation images; left out", source.name, len(shared))
+    kept = tuple(i for i in calibration.indices if i not in shared)
+    if not kept:
+        raise UsageError(f"{source.name}: every image that could calibrate is a copy of one that evaluates")
+    return Split(source, kept), evaluation
+
+
+def _shared(calibration: Split, evaluation: Split) -> dict[int, int]:
+    """Calibration images whose content is also in the evaluation set, each with one of its copies there."""
+    mine, theirs = calibration.source, evaluation.source
+    same_kind = mine.content == theirs.content
+    step = -(-len(evaluation) // MOST_CHECKED)
+    seen: dict[bytes, int] = {}
+    checked = evaluation.indices[::step]
+    for index in checked:
+        seen.setdefault(theirs.digest(index) if same_kind else pixel_digest(theirs, index), index)
+    own: dict[bytes, int] = {}
+    shared: dict[int, int] = {}
+    for index in calibration.indices:
+        digest = mine.digest(index) if same_kind else pixel_digest(mine, index)
+        own.setdefault(digest, index)
+        if digest in seen:
+            shared[index] = seen[digest]
+    for source, repeated in ((mine, len(calibration) - len(own)), (theirs, len(checked) - len(seen))):
+        if repeated:
+            logger.warning("%s: %d images are copies of others in the set", source.name, repeated)
+    return shared
+
+
+def _checked_label(split: Split, index: int, label: int, classes: int | None) -> int:
+    known = [number for number in (classes, split.source.classes) if number is not None]
+    if label < 0 or (known and label >= min(known)):
+        expected = f"0 to {min(known) - 1}" if known else "0 or more"
+        raise UsageError(f"{split.source.describe(index)}: label {label}, expected {expected}")
+    return label
