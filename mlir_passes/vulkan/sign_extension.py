@@ -34,19 +34,20 @@ class SignExtension(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Rewrite every matching `arith.extsi`; named linalg operations that hold one are an error."""
-        for op in list(build.walk(module)):
-            if op.name == "arith.extsi" and _width(op.operands[0].type) in _WIDTHS:
-                _rewrite(op)
+        for op in [each for each in build.walk(module) if each.name == "arith.extsi"]:
+            width = _width(op.operands[0].type)
+            if width in _WIDTHS:
+                _rewrite(op, width)
 
 
-def _rewrite(op: ir.Operation) -> None:
+def _rewrite(op: ir.Operation, width: int) -> None:
     parent = op.parent
     # A named operation's body follows from its name: an edit of it is lost when the module is printed.
     if parent.name.startswith("linalg.") and parent.name != "linalg.generic":
         raise PassFailure(parent, "sign-extends inside a named operation; run linalg-generalize-named-ops before")
     if isinstance(op.results[0].type, ir.ShapedType):
         raise PassFailure(op, f"extends a whole {op.results[0].type}; expected a scalar in a linalg body")
-    wide, sign = op.results[0].type, 1 << (_width(op.operands[0].type) - 1)
+    wide, sign = op.results[0].type, 1 << (width - 1)
     with ir.InsertionPoint(op), op.location:
         bit = arith.constant(wide, sign)
         extended = arith.subi(arith.xori(arith.extui(wide, op.operands[0]), bit), bit)
@@ -54,7 +55,6 @@ def _rewrite(op: ir.Operation) -> None:
     op.erase()
 
 
-def _width(any_type: ir.Type) -> int | None:
-    """Bits of an integer type, or of a tensor's integer elements; None for other types."""
-    element = any_type.element_type if isinstance(any_type, ir.ShapedType) else any_type
-    return element.width if isinstance(element, ir.IntegerType) else None
+def _width(integers: ir.Type) -> int:
+    """Bits of an integer type, or of a tensor's elements."""
+    return (integers.element_type if isinstance(integers, ir.ShapedType) else integers).width

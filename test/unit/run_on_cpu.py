@@ -16,7 +16,9 @@ _FLAGS = [
 
 
 def compile_for_cpu(text: str) -> bytes:
-    return iree.compiler.compile_str(text, extra_args=_FLAGS)
+    vmfb = iree.compiler.compile_str(text, extra_args=_FLAGS)
+    assert vmfb is not None
+    return vmfb
 
 
 def load_on_cpu(vmfb: bytes, parameters: Mapping[str, np.ndarray] | None = None) -> Callable[..., list[np.ndarray]]:
