@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 LARGEST_SCALE = 2.0**119
-"""256 steps of it are finite in f32; values beyond 2**126 saturate."""
+"""256 steps of it are finite in f32; values beyond its largest step, 2**126 at eight bits, saturate."""
 
 I32 = np.iinfo(np.int32)
 
@@ -222,7 +222,7 @@ def requantize(acc: NDArray[np.int32], m: ArrayLike, zero_point: ArrayLike, qmin
 def shift_of(s_in: ArrayLike, s_w: ArrayLike, s_out: ArrayLike) -> NDArray[np.int32]:
     """The right shift that multiplies by ``s_in * s_w / s_out``; all must be powers of two.
 
-    Cut to [-9, 30]: a longer left shift saturates alike, a longer right shift differs by one for |acc| > 2**29 only.
+    Cut to [-9, 30]: a longer left shift saturates alike; a longer right shift gives 0 up to |acc| = 2**29, at most 2 above.
     """
     product = np.asarray(s_in, np.float64) * np.asarray(s_w, np.float64) / np.asarray(s_out, np.float64)
     mantissa, exponent = np.frexp(product)
@@ -310,7 +310,7 @@ def _scale(value: float, *, power2: bool = False) -> NDArray[np.float32]:
         return np.array(1, np.float32)
     if power2:
         mantissa, exponent = math.frexp(value)
-        exponent = min(max(exponent - (mantissa == 0.5), -126), 127)
+        exponent = min(max(exponent - (mantissa == 0.5), -126), 119)
         return np.array(math.ldexp(1.0, exponent), np.float32)
     return np.array(min(max(value, SMALLEST_SCALE), LARGEST_SCALE), np.float32)
 

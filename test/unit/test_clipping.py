@@ -42,7 +42,7 @@ def error(x: np.ndarray, lo: float, hi: float, scheme: str, bits: int = 8) -> fl
     return float(np.mean((dequantize(quantize(x, p), p).astype(float) - x) ** 2))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
     st.integers(1, 40),
