@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _transform(arguments)
     except QuantuneError as error:
+        if os.environ.get("QUANTUNE_DEBUG"):
+            raise
         print(f"quantune-opt: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -68,6 +70,8 @@ def _transform(arguments: argparse.Namespace) -> int:
             try:
                 print(_run(pipeline, source, arguments))
             except QuantuneError as error:
+                if os.environ.get("QUANTUNE_DEBUG"):
+                    raise
                 # The message starts with its own file, line and "error:"; the other parts of the file go on.
                 print(_with_file_name(str(error), arguments.input), file=sys.stderr)
                 exit_code = max(exit_code, error.exit_code)

@@ -32,7 +32,7 @@ _tool("quantune-compile", f"{sys.executable} -m quantune.cli.compile")
 _tool("FileCheck", str(Path(sys.executable).parent / "filecheck"))
 
 config.environment["PYTHONPATH"] = str(_ROOT)
-for variable in ("HOME", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "LD_LIBRARY_PATH", "QUANTUNE_CACHE"):
+for variable in ("HOME", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"):
     if variable in os.environ:
         config.environment[variable] = os.environ[variable]
 
