@@ -222,7 +222,8 @@ def requantize(acc: NDArray[np.int32], m: ArrayLike, zero_point: ArrayLike, qmin
 def shift_of(s_in: ArrayLike, s_w: ArrayLike, s_out: ArrayLike) -> NDArray[np.int32]:
     """The right shift that multiplies by ``s_in * s_w / s_out``; all must be powers of two.
 
-    Cut to [-9, 30]: a longer left shift saturates alike; a longer right one gives 0 up to |acc| = 2**29, at most 2 above.
+    Cut to [-9, 30]: a longer left shift saturates alike; a longer right one gives 0 up to |acc| = 2**29, then at most 2
+    where the exact result is at most 1.
     """
     product = np.asarray(s_in, np.float64) * np.asarray(s_w, np.float64) / np.asarray(s_out, np.float64)
     mantissa, exponent = np.frexp(product)
