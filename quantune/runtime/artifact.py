@@ -22,13 +22,14 @@ logger = logging.getLogger(__name__)
 class Artifact:
     """A compiled model with its provenance; every byte is checked when it is made.
 
-    data: the file's bytes. where: the name used in messages. device: driver or URI, by default the one its target runs
-    on. Raises RunFailed when the bytes are damaged.
+    data: the file's bytes. path: where they were read from, used in messages. device: driver or URI, by default the one
+    its target runs on. Raises RunFailed when the bytes are damaged.
     """
 
-    def __init__(self, data: bytes, *, where: str = "artifact", device: str | None = None, threads: int = 1) -> None:
+    def __init__(self, data: bytes, *, path: Path | None = None, device: str | None = None, threads: int = 1) -> None:
         self._data = data
-        self._where = where
+        self.path = path
+        self._where = where = str(path or "artifact")
         self._threads = threads
         self._stamped = split(data, where)
         if self.provenance is None:
@@ -95,7 +96,7 @@ def load(path: Path | str, *, device: str | None = None, threads: int = 1) -> Ar
         data = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return Artifact(data, where=str(path), device=device, threads=threads)
+    return Artifact(data, path=Path(path), device=device, threads=threads)
 
 
 def _device_of(provenance: Provenance | None, threads: int) -> str:

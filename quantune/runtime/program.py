@@ -70,7 +70,7 @@ class Program:
             self._context.add_vm_modules(modules)
         except FileNotFoundError as error:
             raise UsageError(f"{self._where}: no such file") from error
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
             raise RunFailed(f"{self._where}: {_load_reason(error, device)}") from error
         if function not in module.function_names:
             raise RunFailed(f"{self._where}: the program has no function '{function}'")
@@ -120,7 +120,7 @@ class Program:
     def _invoke(self, *arrays: np.ndarray) -> Any:
         try:
             return self._function(*arrays)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             raise RunFailed(f"{self._where}: {str(error).splitlines()[0]}") from error
 
     def _to_host(self, array: Any) -> np.ndarray:
@@ -182,7 +182,7 @@ def _load_reason(error: Exception, device: str) -> str:
     text = str(error)
     if "'io_parameters' not registered" in text or "no provider registered" in text:
         return "the program needs its parameters, and none were given"
-    if "NOT_FOUND" in text and "parameter" in text:
+    if isinstance(error, IndexError) or ("NOT_FOUND" in text and "parameter" in text):
         return f"a parameter is missing or has another size: {text.splitlines()[0]}"
     if "INCOMPATIBLE" in text:
         return f"the program was compiled for another device than {device}"

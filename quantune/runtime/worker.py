@@ -94,6 +94,19 @@ def _memory(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     return {"resident": max(0, peak - before), "device": program.device_statistics().get("device_bytes_peak", 0)}
 
 
+def _signature(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
+    """Tell a program's inputs in the form IREE's tools take: 1x3x32x32xf32=1."""
+    kinds = Program(job["program"], device=device, threads=threads).inputs
+    short = {"f": "f", "i": "i", "b": "i"}
+    bits = [1 if kind.dtype == bool else kind.dtype.itemsize * 8 for kind in kinds]
+    return {
+        "inputs": [
+            f"{'x'.join([*map(str, kind.shape), short[kind.dtype.kind]])}{width}=1"
+            for kind, width in zip(kinds, bits, strict=True)
+        ]
+    }
+
+
 def read_images(path: Path | str, program: Program) -> np.ndarray:
     """Map an .npy file of images f32[n,…] and check that the program takes such images; raises UsageError."""
     try:
@@ -145,7 +158,7 @@ def _inputs(job: dict[str, Any], program: Program) -> list[np.ndarray]:
     return [random.standard_normal(kind.shape).astype(kind.dtype) for kind in program.inputs]
 
 
-_JOBS = {"evaluate": _evaluate, "time": _time, "memory": _memory}
+_JOBS = {"evaluate": _evaluate, "time": _time, "memory": _memory, "signature": _signature}
 
 if __name__ == "__main__":
     sys.exit(main())

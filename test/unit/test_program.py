@@ -118,7 +118,11 @@ def test_parameters(with_parameter: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
-    [(None, "needs its parameters"), ({"other": np.zeros(4, np.int8)}, "a parameter is missing.*layer.w")],
+    [
+        (None, "needs its parameters"),
+        ({"other": np.zeros(4, np.int8)}, r"a parameter is missing.*layer\.w"),
+        ({"layer.w": np.zeros(3, np.int8)}, "another size"),
+    ],
 )
 def test_missing_parameters(with_parameter: Path, parameters: dict[str, np.ndarray] | None, message: str) -> None:
     with pytest.raises(RunFailed, match=message):

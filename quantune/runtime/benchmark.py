@@ -1,0 +1,194 @@
+"""Latency and memory of artifacts, measured in a fresh child process; comparisons are interleaved."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantune.errors import EnvironmentFailure, RunFailed, UsageError
+from quantune.runtime.artifact import Artifact, load
+from quantune.runtime.devices import check_processor
+from quantune.runtime.evaluate import Worker, read_samples
+from quantune.runtime.measure import Effort, Samples
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The latency of one program, in milliseconds a call.
+
+    spread_ms: distance of the quartiles. calls: how many were measured, in ``repetitions`` interleaved slices.
+    processor: the one it was pinned to, None when it ran free. resident_bytes: what loading and running added to the
+    process's peak memory. device_bytes: peak of the device's allocator (weights mapped from the file not counted).
+    """
+
+    median_ms: float
+    minimum_ms: float
+    spread_ms: float
+    calls: int
+    repetitions: int
+    threads: int
+    device: str
+    processor: int | None
+    resident_bytes: int
+    device_bytes: int
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster than the first program, with the 95 % interval over the interleaved slices."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Programs measured against each other; the first is the one the others are compared with."""
+
+    names: tuple[str, ...]
+    timings: tuple[Timing, ...]
+    speedups: tuple[Speedup, ...]
+
+
+def benchmark(
+    artifact: Artifact | Path | str,
+    *,
+    threads: int = 1,
+    device: str | None = None,
+    effort: Effort | None = None,
+    images: Path | str | None = None,
+    timeout_s: float = 600.0,
+) -> Timing:
+    """Measure one artifact; see compare for the arguments."""
+    compared = compare([artifact], threads=threads, device=device, effort=effort, images=images, timeout_s=timeout_s)
+    return compared.timings[0]
+
+
+def compare(
+    artifacts: Sequence[Artifact | Path | str],
+    *,
+    threads: int = 1,
+    device: str | None = None,
+    effort: Effort | None = None,
+    images: Path | str | None = None,
+    timeout_s: float = 600.0,
+) -> Comparison:
+    """Measure artifacts in turn, slice by slice, so that a slow moment of the machine hits all of them.
+
+    threads: 1 runs pinned to one processor. device: by default what the first artifact's target runs on.
+    images: an .npy file whose first images are the input; without it the input is noise of a fixed seed.
+    Raises what loading and running raise: UsageError, RunFailed, EnvironmentFailure.
+    """
+    if not artifacts:
+        raise UsageError("nothing to measure; expected one or more artifacts")
+    effort = effort or Effort()
+    loaded = [a if isinstance(a, Artifact) else load(a, device=device, threads=threads) for a in artifacts]
+    names = tuple(str(a.path or f"artifact {i}") for i, a in enumerate(loaded))
+    device = device or _device_for(loaded[0], threads)
+    for artifact, name in zip(loaded, names, strict=True):
+        if artifact.provenance and artifact.provenance.processor and device.startswith("local-"):
+            check_processor(artifact.provenance.processor, name)
+    with tempfile.TemporaryDirectory(prefix="quantune-benchmark-") as folder:
+        paths = [str(_file(artifact, Path(folder) / f"{i}.vmfb")) for i, artifact in enumerate(loaded)]
+        job = {"job": "time", "programs": paths, "input": _text(images), "effort": asdict(effort)}
+        with Worker(device=device, threads=threads, timeout_s=timeout_s) as worker:
+            answer = worker.request(job)
+        memory = [_memory(path, device, threads, images, timeout_s) for path in paths]
+    samples = [read_samples(sample) for sample in answer["samples"]]
+    timings = tuple(
+        Timing(
+            median_ms=sample.quartiles[1],
+            minimum_ms=sample.minimum,
+            spread_ms=sample.quartiles[2] - sample.quartiles[0],
+            calls=sample.calls,
+            repetitions=len(sample.medians),
+            threads=threads,
+            device=device,
+            processor=answer["processor"],
+            resident_bytes=used["resident"],
+            device_bytes=used["device"],
+        )
+        for sample, used in zip(samples, memory, strict=True)
+    )
+    return Comparison(names, timings, tuple(_speedup(samples[0], sample) for sample in samples))
+
+
+def dispatch_times(path: Path | str, *, device: str = "local-sync", timeout_s: float = 600.0) -> dict[str, float]:
+    """Return dispatch name -> milliseconds a call of the program spends in it; empty when the device does not tell.
+
+    Measured by IREE's own benchmark tool. Raises EnvironmentFailure without the tool, RunFailed when it fails.
+    """
+    command = [
+        str(_benchmark_tool()),
+        f"--module={path}",
+        f"--device={device}",
+        "--function=main",
+        *(f"--input={shape}" for shape in _input_shapes(path, device)),
+        "--benchmark_format=json",
+        "--benchmark_min_time=0.5s",
+        "--dispatch_statistics=true",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise RunFailed(f"{path}: measuring its dispatches took longer than {timeout_s:g} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        raise RunFailed(f"{path}: its dispatches cannot be measured: {reason}")
+    rows = json.loads(done.stdout)["benchmarks"]
+    return {row["name"].partition("/")[2]: row["real_time"] for row in rows if "percent" in row}
+
+
+def _file(artifact: Artifact, spare: Path) -> Path:
+    """Return the artifact's file; one that was never saved, or whose file is gone, is saved for the measurement."""
+    return artifact.path if artifact.path and artifact.path.exists() else artifact.save(spare)
+
+
+def _memory(path: str, device: str, threads: int, images: Path | str | None, timeout_s: float) -> dict[str, int]:
+    """Return what one program adds to a fresh process's memory."""
+    with Worker(device=device, threads=threads, timeout_s=timeout_s) as worker:
+        return worker.request({"job": "memory", "program": path, "input": _text(images)})
+
+
+def _speedup(first: Samples, other: Samples) -> Speedup:
+    """Compare slice by slice: the two slices of one round saw the same machine."""
+    ratios = np.array(first.medians) / np.array(other.medians)
+    random = np.random.default_rng(0)
+    resampled = np.median(random.choice(ratios, (_RESAMPLES, len(ratios))), axis=1)
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Speedup(float(np.median(ratios)), float(low), float(high))
+
+
+def _input_shapes(path: Path | str, device: str) -> list[str]:
+    with Worker(device=device) as worker:
+        return worker.request({"job": "signature", "program": str(path)})["inputs"]
+
+
+def _benchmark_tool() -> Path:
+    spec = importlib.util.find_spec("iree._runtime_libs")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        tool = Path(folder) / "iree-benchmark-module"
+        if os.access(tool, os.X_OK):
+            return tool
+    raise EnvironmentFailure("iree-benchmark-module is missing; install the package iree-base-runtime")
+
+
+def _device_for(artifact: Artifact, threads: int) -> str:
+    if artifact.device.startswith("local-"):
+        return "local-sync" if threads == 1 else "local-task"
+    return artifact.device
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)
