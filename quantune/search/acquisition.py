@@ -14,20 +14,25 @@ NOVELTY = 0.3
 PRIOR_WEIGHT = 10.0
 """How many observed rows the slope expected of the prior counts as."""
 
+POOR_ODDS = 0.1
+"""Relative to the best odds of any candidate, where poor ones begin."""
+HOPELESS = 1e6
+
 
 @dataclass(frozen=True)
 class Observations:
     """Measured rows.
 
     x: features (n, d); place: the configuration columns alone, for distances; value: (n,), larger is better;
-    constraints: name to (n,), kept when 0 or less, NaN where unknown; failed: rows (m, d) that could not be measured;
-    merit: (n,), what the prior said of each row, or None without a prior.
+    constraints: name to (n,), kept when 0 or less, NaN where unknown; failed, failed_place: rows (m, d) that could not
+    be measured; merit: (n,), what the prior said of each row, or None without a prior.
     """
 
     x: np.ndarray
     place: np.ndarray
     value: np.ndarray
     failed: np.ndarray
+    failed_place: np.ndarray
     constraints: dict[str, np.ndarray] = field(default_factory=dict)
     merit: np.ndarray | None = None
 
@@ -44,21 +49,21 @@ class Candidates:
 def acquisition(seen: Observations, candidates: Candidates, *, seed: int, options: CostModelOptions) -> np.ndarray:
     """The worth of measuring each candidate, shape (n,), larger first.
 
-    Expected improvement over the best value that keeps all constraints, times the probability of keeping them, times
-    the probability that the trial does not fail. While nothing keeps the constraints, finding something that does is
-    all.
+    Expected improvement over the best value that keeps all constraints, times the probability of keeping them and of
+    not failing. While nothing keeps the constraints, finding something that does is all. Candidates with poor odds come
+    after all others: where little improvement is expected anywhere, the product alone would gamble on them again and
+    again.
     """
-    novelty = _novelty(candidates.place, seen.place)
-    worth = np.ones(len(candidates.x))
+    novelty = _novelty(candidates.place, np.vstack([seen.place, seen.failed_place]))
+    odds = np.ones(len(candidates.x))
     kept = np.ones(len(seen.value), dtype=bool)
     for offset, (_, limits) in enumerate(sorted(seen.constraints.items())):
         kept &= ~(limits > 0)
-        worth *= _probability_kept(limits, seen, candidates, novelty, seed + 1 + offset, options)
-    if kept.any():
-        worth *= _expected_improvement(seen, kept, candidates, novelty, seed, options)
+        odds *= _probability_kept(limits, seen, candidates, novelty, seed + 1 + offset, options)
     if len(seen.failed):
-        worth *= _probability_measured(seen, candidates, seed, options)
-    return worth
+        odds *= _probability_measured(seen, candidates, seed, options)
+    worth = odds * _expected_improvement(seen, kept, candidates, novelty, seed, options) if kept.any() else odds
+    return np.where(odds < POOR_ODDS * odds.max(), worth - HOPELESS, worth)
 
 
 def _expected_improvement(
@@ -75,7 +80,7 @@ def _expected_improvement(
     mean, std = _predict(target, seen, candidates, novelty, seed, options, merit, sign=1.0)
     best = float(target[kept].max())
     z = (mean - best) / std
-    return std * (z * norm.cdf(z) + norm.pdf(z))
+    return std * (z * norm.cdf(z) + norm.pdf(z)) + 1e-9 * mean  # the mean decides where the improvement underflows
 
 
 def _probability_kept(
@@ -94,6 +99,7 @@ def _probability_kept(
         seen.place[known],
         seen.value[known],
         seen.failed,
+        seen.failed_place,
         merit=None if seen.merit is None else seen.merit[known],
     )
     # The sign matters near 0 and little far from it: compress the tails on the scale of the typical distance.

@@ -18,6 +18,7 @@ from quantune.search.cost_model import CostModelOptions
 from quantune.search.features import Encoder, FeatureHook, Params, enumerate_space, key_of, values_of
 
 Prior = Callable[[Params], float]
+_PROPOSAL = "quantune:proposal"
 
 
 class XGBoostSampler(BaseSampler):
@@ -88,9 +89,12 @@ class XGBoostSampler(BaseSampler):
         history = _History(study, trial, search_space)
         points = self._candidates(history, search_space, rng)
         if len(history.measured) < self._n_startup_trials or not history.values:
-            return points[self._startup_choice(points, rng)]
-        worth = self._worth(points, history, search_space)
-        return points[_argmax(worth, rng)]
+            point = points[self._startup_choice(points, rng)]
+        else:
+            point = points[_argmax(self._worth(points, history, search_space), rng)]
+        # Parameters reach the storage one by one as they are suggested; other workers must see the whole point at once.
+        study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, point)
+        return point
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -140,7 +144,8 @@ class XGBoostSampler(BaseSampler):
             x=encode(rows),
             place=encode.configuration(rows),
             value=np.asarray([*history.values, *lie]),
-            failed=encode(history.failed) if history.failed else np.zeros((0, 0), dtype=np.float32),
+            failed=encode(history.failed),
+            failed_place=encode.configuration(history.failed),
             constraints={n: np.asarray([*c, *([np.nan] * len(lie))]) for n, c in history.constraints.items()},
             merit=self._merit(rows),
         )
@@ -175,7 +180,8 @@ class _History:
         limits: list[Mapping[str, float]] = []
         done: set[tuple[float, ...]] = set()
         for trial in study.get_trials(deepcopy=False):
-            known = trial.system_attrs.get("fixed_params", {}) if trial.state == TrialState.WAITING else trial.params
+            attrs = trial.system_attrs
+            known = {**attrs.get("fixed_params", {}), **attrs.get(_PROPOSAL, {}), **trial.params}
             if trial.number == current.number or not _covers(known, space):
                 continue
             params = {name: known[name] for name in space}
