@@ -40,9 +40,11 @@ class InsertQdq(Pass):
         function = main_function(module)
         block = function.regions[0].blocks[0]
         first = block.operations[0].operation
-        for argument, attributes in zip(block.arguments, function.attributes["arg_attrs"], strict=True) if (
-            "arg_attrs" in function.attributes
-        ) else ():
+        for argument, attributes in (
+            zip(block.arguments, function.attributes["arg_attrs"], strict=True)
+            if ("arg_attrs" in function.attributes)
+            else ()
+        ):
             if OUTPUT in attributes:
                 with ir.InsertionPoint(first), function.location:
                     _quantize_uses(function, argument, attributes[OUTPUT])

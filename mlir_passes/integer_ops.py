@@ -79,6 +79,7 @@ class Emitter:
         """An operation that selects or moves values, on the integers themselves."""
         node, x = self.node, self.inputs[0]
         if node.kind == "clamp":
+
             def body(x, lo, hi):
                 return arith.minsi(arith.maxsi(x, lo), hi)
 

@@ -28,7 +28,7 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
 from mlir_passes.integer_ops import Emitter
-from mlir_passes.network import LAYERS
+from mlir_passes.network import LAYERS, Node
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
 
@@ -68,7 +68,10 @@ class _Lowering:
             if site.qcasts:
                 types = {str(ir.RankedTensorType(cast.results[0].type).element_type) for cast in site.qcasts}
                 if len(types) > 1:
-                    raise PassFailure(site.qcasts[1], f"quantizes '{name}' a second time with another type: {', '.join(sorted(types))}")
+                    raise PassFailure(
+                        site.qcasts[1],
+                        f"quantizes '{name}' a second time with another type: {', '.join(sorted(types))}",
+                    )
                 self.specs[name] = QuantSpec.from_type(site.qcasts[0].results[0].type).stored
         for name, site in list(self.sites.items()):
             if site.qcasts:
@@ -79,7 +82,7 @@ class _Lowering:
     def _quantized(self, name: str, site: Site) -> None:
         """Compute the quantized tensor ``name`` in integers where that is possible, and hand it to its readers."""
         anchor = match.owner(site.result) or site.qcasts[0]
-        with ir.InsertionPoint(site.qcasts[0] if match.owner(site.result) is None else anchor), anchor.location:
+        with ir.InsertionPoint(anchor):
             value = self._integer(site)
         if value is None:
             cast = site.qcasts[0]
@@ -89,7 +92,9 @@ class _Lowering:
         self.stored[name] = value
         for cast in site.qcasts:
             with ir.InsertionPoint(cast), cast.location:
-                cast.result.replace_all_uses_with(ir.Operation.create("quant.scast", [cast.result.type], [value]).result)
+                cast.result.replace_all_uses_with(
+                    ir.Operation.create("quant.scast", [cast.result.type], [value]).result
+                )
 
     def _integer(self, site: Site) -> ir.Value | None:
         node, clamp = site.node, None
@@ -99,8 +104,13 @@ class _Lowering:
                 site, clamp = producer, node
         if not self._reads_integers(site):
             return None
+        assert site.op is not None
+        with site.op.location:  # the layer's own, also where its clamp comes along: it tells the compiled layers apart
+            return self._emit(site, node, clamp)
+
+    def _emit(self, site: Site, node: Node, clamp: Node | None) -> ir.Value | None:
         spec = self.specs[node.name]
-        emit = Emitter(node.name if clamp is None else site.node.name, site, [self.stored[i] for i in site.node.inputs])
+        emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
         bounds = emit.bounds(spec, clamp or node)
         inputs = [self.specs[i] for i in site.node.inputs]
         if site.node.kind in LAYERS:
@@ -121,7 +131,8 @@ class _Lowering:
             return
         last = match.owner(site.result)
         assert last is not None
-        with ir.InsertionPoint(last), last.location:
+        assert site.op is not None
+        with ir.InsertionPoint(last), site.op.location:
             emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
             weight = None if site.weight_type is None else QuantSpec.from_type(site.weight_type)
             site.result.replace_all_uses_with(emit.real(self.specs[site.node.inputs[0]], weight))
@@ -139,5 +150,3 @@ def _storage_view(quantized: ir.Value) -> ir.Value:
     shape = ir.RankedTensorType(quantized.type).shape
     storage = ir.RankedTensorType.get(shape, ir.IntegerType.get_signless(8))
     return ir.Operation.create("quant.scast", [storage], [quantized]).result
-
-

@@ -200,7 +200,12 @@ def match_bias_add(op: ir.Operation) -> tuple[ir.Value, np.ndarray] | None:
     for x, other in (operands, operands[::-1]):
         bias = constant(other)
         channels = shape_of(op.results[0])[1]
-        if bias is not None and constant(x) is None and bias.size == channels and shape_of(x) == shape_of(op.results[0]):
+        if (
+            bias is not None
+            and constant(x) is None
+            and bias.size == channels
+            and shape_of(x) == shape_of(op.results[0])
+        ):
             tail = (channels, *[1] * (len(shape_of(x)) - 2))
             if bias.shape in ((channels,), tail, (1, *tail)) and (bias.ndim > 1 or len(shape_of(x)) == 2):
                 return x, bias.reshape(channels).astype(np.float32)

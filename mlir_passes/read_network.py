@@ -177,7 +177,12 @@ class _Reader:
         channels = math.prod(match.shape_of(op.results[0])[1:-2])
         bias = match.channel_bias(op.operands[2], channels)
         if weight is None or bias is None or source is None:
-            self._add(op, "float", tuple(v for v in op.operands if self._knows(v)), detail=f"{op.name} without constant weights")
+            self._add(
+                op,
+                "float",
+                tuple(v for v in op.operands if self._knows(v)),
+                detail=f"{op.name} without constant weights",
+            )
             return
         groups = 1
         if form == "depthwise":
@@ -194,7 +199,9 @@ class _Reader:
         weight, weight_type = self._weight(op.operands[1])
         start = match.scalar(op.operands[2])
         if weight is None or start is None:
-            self._add(op, "float", tuple(v for v in op.operands if self._knows(v)), detail="matmul without constant weights")
+            self._add(
+                op, "float", tuple(v for v in op.operands if self._knows(v)), detail="matmul without constant weights"
+            )
             return
         bias = np.full(weight.shape[1], start, np.float32)
         self._add(op, "matmul", (op.operands[0],), weight=weight.T, bias=bias, weight_type=weight_type)
@@ -299,7 +306,9 @@ class _Reader:
             return False
         readers = [use.owner.operation for use in op.results[0].uses]
         grouped = {"linalg.conv_2d_ngchw_gfchw"}
-        return all(r.name in _WINDOWS or (r.name == "tensor.expand_shape" and self._all_readers(r, grouped)) for r in readers)
+        return all(
+            r.name in _WINDOWS or (r.name == "tensor.expand_shape" and self._all_readers(r, grouped)) for r in readers
+        )
 
     def _ends_grouped_conv(self, op: ir.Operation) -> bool:
         site = self._site_of(op.operands[0])
@@ -335,4 +344,6 @@ class _Reader:
     @staticmethod
     def _static(value: ir.Value, what: str) -> None:
         if not isinstance(value.type, ir.RankedTensorType) or not ir.RankedTensorType(value.type).has_static_shape:
-            raise NetworkError(f"{what} has type {value.type}; expected a tensor of static shape (export with fixed sizes)")
+            raise NetworkError(
+                f"{what} has type {value.type}; expected a tensor of static shape (export with fixed sizes)"
+            )

@@ -30,7 +30,7 @@ PASSES: dict[str, str] = {
     "quantune-lower-qdq-to-integer": "mlir_passes.lower_qdq_to_integer:LowerQdqToInteger",
     "quantune-lower-quant": "mlir_passes.lower_quant:LowerQuant",
     "quantune-convert-to-f16": "mlir_passes.convert_to_f16:ConvertToF16",
-    "quantune-to-nhwc": "mlir_passes.cpu.to_nhwc:ToNhwc",
+    "quantune-to-nhwc": "mlir_passes.to_nhwc:ToNhwc",
     "quantune-vulkan-sign-extension": "mlir_passes.vulkan.sign_extension:SignExtension",
     "quantune-outline-parameters": "mlir_passes.outline_parameters:OutlineParameters",
 }

@@ -78,7 +78,9 @@ def lay_out(network: Network, layers: frozenset[str]) -> Layout:
             name = groups[name]
         return name
 
-    hands_on = {n.name for n in network.nodes if n.name in integer and n.kind in TRANSPARENT and not _is_fused(network, n)}
+    hands_on = {
+        n.name for n in network.nodes if n.name in integer and n.kind in TRANSPARENT and not _is_fused(network, n)
+    }
     for node in network.nodes:
         if node.name in hands_on and node.name in groups:
             for name in node.inputs:
@@ -163,5 +165,3 @@ def _params_to_json(params: QuantParams) -> dict[str, Any]:
         "max": params.qmax,
         "per_channel": params.axis is not None,
     }
-
-

@@ -7,11 +7,8 @@ lowering to linalg, and from which the attribute ``quantune.layer`` is set.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,23 +19,9 @@ from torch_mlir.compiler_utils import TorchMlirCompilerError
 from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHooks
 
-from mlir_passes.network import Network
-from mlir_passes.read_network import NetworkError, name_layers, read_network
 from quantune.errors import ImportFailed
 from quantune.frontend.folding import fold_batch_norms
-
-
-@dataclass(frozen=True)
-class ImportedModel:
-    """An f32 linalg module as MLIR bytecode, and what is in it.
-
-    name: what to call the model. fingerprint: sha256 of the bytecode, which holds the weights. network: its layers.
-    """
-
-    name: str
-    bytecode: bytes
-    network: Network
-    fingerprint: str
+from quantune.model import ImportedModel, from_module
 
 
 def import_program(program: ExportedProgram, name: str) -> ImportedModel:
@@ -66,28 +49,6 @@ def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> I
     except Exception as error:
         raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
     return import_program(_with_own_state(program), name)
-
-
-def import_text(source: bytes, name: str) -> ImportedModel:
-    """Read a linalg module from MLIR text or bytecode."""
-    try:
-        module = ir.Module.parse(source, context=ir.Context())
-    except (ir.MLIRError, ValueError, UnicodeDecodeError) as error:
-        raise ImportFailed(f"'{name}' is not a module of the linalg dialects: {_first_line(error)}") from error
-    return from_module(module, name)
-
-
-def from_module(module: ir.Module, name: str) -> ImportedModel:
-    """Name the layers of a linalg module, read its network, and take its bytecode."""
-    with module.context:
-        name_layers(module.operation)
-        try:
-            network = read_network(module.operation).network
-        except NetworkError as error:
-            raise ImportFailed(f"model '{name}': {error}") from error
-        buffer = io.BytesIO()
-        module.operation.write_bytecode(buffer)
-    return ImportedModel(name, buffer.getvalue(), network, hashlib.sha256(buffer.getvalue()).hexdigest())
 
 
 def module_path(node: torch.fx.Node) -> str:

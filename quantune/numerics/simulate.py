@@ -44,7 +44,11 @@ def steps(
     for node in network.nodes:
         if node.kind == "input":
             value = np.asarray(x, np.float32)
-        elif (clamp := network.fused_clamp(node)) is not None and clamp.name in activations and _is_integer(node, alive, weights):
+        elif (
+            (clamp := network.fused_clamp(node)) is not None
+            and clamp.name in activations
+            and _is_integer(node, alive, weights)
+        ):
             continue  # computed with its clamp
         else:
             value = _compute(network, node, activations, weights, alive)
@@ -127,7 +131,9 @@ def _integer_layer(
     return _cut(affine.requantize(acc, m, target.zero_point, target.qmin, target.qmax), lo, hi)
 
 
-def _integer_add(node: Node, inputs: list[Tensor], specs: list[QuantParams], target: QuantParams, clamp: Node | None) -> Tensor:
+def _integer_add(
+    node: Node, inputs: list[Tensor], specs: list[QuantParams], target: QuantParams, clamp: Node | None
+) -> Tensor:
     a, b = specs
     lo, hi = bounds(clamp, target)
     params = affine.add_params(float(a.scale), float(b.scale), float(target.scale))
@@ -180,7 +186,9 @@ def _select(node: Node, inputs: list, lowest: float) -> NDArray:
         "slice": lambda: inputs[0][tuple(slice(o, o + s) for o, s in zip(node.offsets, node.shape, strict=True))],
     }
     if node.kind not in movers:
-        raise SimulationError(f"'{node.name}' ({node.detail or node.kind}) runs in f32 in the artifact; numpy does not compute it")
+        raise SimulationError(
+            f"'{node.name}' ({node.detail or node.kind}) runs in f32 in the artifact; numpy does not compute it"
+        )
     return movers[node.kind]()
 
 
@@ -198,7 +206,7 @@ def _pad(node: Node, x: NDArray, value: float) -> NDArray:
 def _window_slices(node: Node, x: NDArray) -> Iterator[tuple[int, int, NDArray]]:
     """For each tap of the kernel, the strided view of ``x`` that it meets."""
     (kh, kw), (sh, sw), (dh, dw) = node.kernel, node.strides, node.dilations
-    oh, ow = (x.shape[2] - (kh - 1) * dh - 1) // sh + 1, (x.shape[3] - (kw - 1) * dw - 1) // sw + 1
+    oh, ow = (*node.shape, 1, 1)[2:4]  # ceil mode pads more than the windows reach
     for i in range(kh):
         for j in range(kw):
             yield i, j, x[:, :, i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]

@@ -1,1 +1,0 @@
-"""Rewrites that only the CPU backend profits from."""

@@ -1,0 +1,237 @@
+"""From a model, its calibration images and a target: the program, the numbers and the artifact of any configuration.
+
+Import, calibration and compilation each happen once and are cached by content. A quantized configuration is a *program*
+(which depends on the precision and on how it requantizes) and its *numbers*; a search compiles a few programs and loads
+many sets of numbers. The artifact handed out has its numbers inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from quantune import calibration
+from quantune.calibration import Statistics
+from quantune.compiler import pipelines
+from quantune.compiler.cache import ArtifactCache, content_key
+from quantune.compiler.inspect import LayerExecution, layer_executions, required_processor
+from quantune.compiler.iree import CompiledModule, compile_module
+from quantune.compiler.pipelines import Debugging, Lowered
+from quantune.compiler.provenance import Provenance, attach
+from quantune.compiler.targets import Target
+from quantune.config import QuantConfig
+from quantune.data.splits import Split, batches
+from quantune.errors import UsageError
+from quantune.model import ImportedModel
+from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.runtime.artifact import Artifact
+from quantune.runtime.program import Program
+from quantune.space import CALIBRATION_SIZES
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """One configuration, compiled. numbers: parameters to load beside the program, None when they are inside."""
+
+    config: QuantConfig
+    program: CompiledModule
+    numbers: dict[str, np.ndarray] | None
+    pipeline: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The same for configurations that compute the same: sha256 of program and numbers."""
+        digest = hashlib.sha256(self.program.sha256.encode())
+        for name, array in sorted((self.numbers or {}).items()):
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Program and numbers together: within a few per cent of the artifact that has them inside."""
+        return self.program.path.stat().st_size + sum(array.nbytes for array in (self.numbers or {}).values())
+
+
+class Builder:
+    """Builds any configuration of one model for one target.
+
+    calib: the calibration images; None allows float configurations only. sizes: numbers of images to keep statistics
+    for. on_calibration hears (images done, images in all).
+    """
+
+    def __init__(
+        self,
+        model: ImportedModel,
+        target: Target,
+        *,
+        calib: Split | None = None,
+        cache: ArtifactCache | None = None,
+        sizes: Iterable[int] = CALIBRATION_SIZES,
+        timeout_s: float = 600.0,
+        memory_limit_gib: float | None = None,
+        debugging: Debugging | None = None,
+        on_calibration: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.model, self.target, self.calib = model, target, calib
+        self.cache = cache or ArtifactCache()
+        self.timeout_s, self.memory_limit_gib = timeout_s, memory_limit_gib
+        self.debugging = debugging or Debugging()
+        self._sizes = tuple(sorted(set(sizes)))
+        self._on_calibration = on_calibration
+        self._statistics: Statistics | None = None
+        self._plans: dict[QuantConfig, QuantizationPlan] = {}
+        self._built: dict[QuantConfig, Built] = {}
+        if calib is not None and calib.source.shape != model.input_shape[1:]:
+            raise UsageError(
+                f"{calib.source.name} has images of shape {calib.source.shape}, "
+                f"model '{model.name}' takes {model.input_shape[1:]}"
+            )
+
+    # Calibration
+
+    @property
+    def statistics(self) -> Statistics:
+        """The activations' histograms; collected at the first use, once per model and images."""
+        if self._statistics is None:
+            self._statistics = self._collect()
+        return self._statistics
+
+    def _collect(self) -> Statistics:
+        if self.calib is None:
+            raise UsageError("quantization needs calibration images; name them with --calib (calib=… in Python)")
+        images = self.calib.first(self._sizes[-1])
+        tensors = observed(self.model.network)
+        key = content_key(
+            self.model.bytecode, images.fingerprint, repr(self._sizes), repr(tensors),
+            repr((calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES)), importlib.metadata.version("iree-base-compiler"),
+        )  # fmt: skip
+        known = self.cache.get_bytes(key, ".npz")
+        if known is not None:
+            return Statistics.from_bytes(known)
+        host = Target("cpu")
+        program = self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host)
+        runner = Program(program.path)
+        size = self.model.input_shape[0]
+
+        def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+            results = runner(_full_batch(batch, size))
+            return {name: values[: len(batch)] for name, values in zip(tensors, results[-len(tensors) :], strict=True)}
+
+        total = len(images)
+        statistics = calibration.collect(
+            run, batches(images, size), len(self.calib), self._sizes, lambda done: self._on_calibration(done, total)
+        )
+        self.cache.put(key, statistics.to_bytes(), ".npz")
+        return statistics
+
+    # Building
+
+    def plan(self, config: QuantConfig) -> QuantizationPlan | None:
+        """The scales and zero points of a configuration; None for a float one."""
+        if config.is_float:
+            return None
+        if config not in self._plans:
+            self._plans[config] = make_plan(self.model.network, self.statistics.at(config.calib), config)
+        return self._plans[config]
+
+    def lower(self, config: QuantConfig, *, until: str = "vmfb", outline: bool = False) -> Lowered:
+        """Run the passes up to a stage (linalg, qdq, integer, vmfb)."""
+        plan = None if until == "linalg" else self.plan(config)
+        return pipelines.lower(
+            self.model.bytecode,
+            plan,
+            self.target,
+            config.precision,
+            until=until,
+            outline=outline,
+            debugging=self.debugging,
+        )
+
+    def build(self, config: QuantConfig) -> Built:
+        """Program and numbers of a configuration, as a search evaluates it."""
+        if config not in self._built:
+            start = time.monotonic()
+            self.plan(config)
+            planned = time.monotonic()
+            lowered = self.lower(config, outline=not config.is_float)
+            passed = time.monotonic()
+            program = self._compile(lowered.module, self.target)
+            seconds = {
+                "plan": planned - start, "passes": passed - planned,
+                "compile": 0.0 if program.cached else program.seconds,
+            }  # fmt: skip
+            self._built[config] = Built(config, program, lowered.parameters, lowered.pipeline, seconds)
+        return self._built[config]
+
+    def forget(self, config: QuantConfig) -> None:
+        """Drop a configuration's numbers from memory; building it again is cheap."""
+        self._built.pop(config, None)
+        self._plans.pop(config, None)
+
+    def artifact(self, config: QuantConfig) -> Artifact:
+        """The one-file artifact of a configuration, numbers inside, with its provenance and what it proves to run in."""
+        lowered = self.lower(config)
+        program = self._compile(lowered.module, self.target)
+        return Artifact(attach(program.path.read_bytes(), self._provenance(config, lowered, program)))
+
+    def executed(self, program: CompiledModule) -> tuple[LayerExecution, ...]:
+        """What each layer of a compiled program really runs in, read from the compiler's own dispatches."""
+        return layer_executions(program.dispatches, layers={node.layer for node in self.model.network.layers} - {""})
+
+    def _compile(self, module: bytes, target: Target) -> CompiledModule:
+        return compile_module(
+            module, target, timeout_s=self.timeout_s, memory_limit_gib=self.memory_limit_gib, cache=self.cache,
+            failure_dir=self.debugging.reproducer_dir,
+        )  # fmt: skip
+
+    def _provenance(self, config: QuantConfig, lowered: Lowered, program: CompiledModule) -> Provenance:
+        return Provenance(
+            target=str(self.target),
+            configuration=str(config),
+            model=self.model.name,
+            fingerprint=self.model.fingerprint,
+            pipeline=lowered.pipeline,
+            flags=self.target.flags(),
+            versions=versions(),
+            data={} if self.calib is None or config.is_float else {"calibration": self.calib.fingerprint},
+            layers=self.executed(program),
+            processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,
+        )
+
+
+def versions() -> dict[str, str]:
+    """The versions of everything that decides what an artifact computes."""
+    found = {}
+    for name in ("quantune", "torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime", "xgboost", "optuna"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _full_batch(images: np.ndarray, size: int) -> np.ndarray:
+    """Pad the last batch by repeating its first image."""
+    if len(images) == size:
+        return images
+    return np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])
+
+
+def output_folder(path: Path | str) -> Path:
+    """Create a folder for results. Raises UsageError when that is impossible."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output folder '{folder}': {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,111 @@
+"""One pass over the calibration images gives the statistics of every configuration: a histogram per tensor and size.
+
+Memory does not depend on the number of images. Minimum and maximum are exact; of a large tensor the histogram sees a
+regular sample, shifted from image to image, so that every position is met.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantune.errors import UsageError
+from quantune.numerics.histogram import Histogram
+
+FIRST_IMAGE_SAMPLES = 1 << 16
+SAMPLES = 1 << 12
+"""Values of one tensor that one image adds to its histogram, besides the extremes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What was seen on the first images, for each number of images asked for.
+
+    available: number of calibration images there were. by_size: images asked for -> tensor name -> histogram.
+    """
+
+    available: int
+    by_size: Mapping[int, Mapping[str, Histogram]]
+
+    def at(self, calib: int) -> Mapping[str, Histogram]:
+        """The histograms for ``calib`` images asked for. Raises UsageError for a number that was not collected."""
+        if calib not in self.by_size:
+            sizes = ", ".join(map(str, self.by_size))
+            raise UsageError(f"calib={calib}: statistics were collected for {sizes} images")
+        return self.by_size[calib]
+
+    def to_bytes(self) -> bytes:
+        """The statistics as an .npz file."""
+        arrays: dict[str, NDArray] = {"available": np.asarray(self.available)}
+        for size, histograms in self.by_size.items():
+            for name, histogram in histograms.items():
+                arrays |= {f"{size}/{name}/{key}": value for key, value in histogram.to_arrays().items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Statistics:
+        """Read what ``to_bytes`` wrote. Raises ValueError or KeyError for anything else."""
+        nested: dict[int, dict[str, dict[str, NDArray]]] = {}
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            available = int(arrays["available"])
+            for path in arrays.files:
+                if path != "available":
+                    size, rest = path.split("/", 1)
+                    name, key = rest.rsplit("/", 1)
+                    nested.setdefault(int(size), {}).setdefault(name, {})[key] = arrays[path]
+        made = {s: {n: Histogram.from_arrays(a) for n, a in named.items()} for s, named in nested.items()}
+        return cls(available, made)
+
+
+def collect(
+    run: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]],
+    batches: Iterable[NDArray[np.float32]],
+    available: int,
+    sizes: Iterable[int],
+    on_image: Callable[[int], None] = lambda done: None,
+) -> Statistics:
+    """Run the instrumented f32 program over the images and keep histograms.
+
+    run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]. available: images that ``batches`` holds in all. A size beyond it
+    gets the statistics of all images. on_image hears how many images are done. Raises UsageError naming a tensor that is not finite.
+    """
+    wanted = sorted(set(sizes))
+    histograms: dict[str, Histogram] = {}
+    by_size: dict[int, Mapping[str, Histogram]] = {}
+    done = 0
+    for batch in batches:
+        tensors = run(batch)
+        for j in range(len(batch)):
+            for name, values in tensors.items():
+                _add(histograms.setdefault(name, Histogram()), name, values[j], done)
+            done += 1
+            if done in wanted:
+                by_size[done] = {name: histogram.copy() for name, histogram in histograms.items()}
+            on_image(done)
+        if wanted and done >= wanted[-1]:
+            break
+    if not done:
+        raise UsageError("calibration: there are no images")
+    for size in wanted:
+        by_size.setdefault(size, histograms)
+    return Statistics(available, by_size)
+
+
+def _add(histogram: Histogram, name: str, values: NDArray[np.float32], index: int) -> None:
+    flat = values.reshape(-1)
+    lowest, highest = flat.min(), flat.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise UsageError(
+            f"calibration image {index}: tensor '{name}' of the f32 model is not finite; check the image's scaling"
+        )
+    limit = SAMPLES if index else FIRST_IMAGE_SAMPLES
+    stride = -(-flat.size // limit) | 1  # odd, so that it does not keep step with the channels
+    if stride > 1:
+        flat = np.concatenate([flat[index % stride :: stride], [lowest, highest]])
+    histogram.add(flat)

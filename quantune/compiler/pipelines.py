@@ -1,0 +1,141 @@
+"""Which passes run for which request, and running them: linalg -> qdq -> integer -> program."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlir_passes.base import PipelineFailure
+from mlir_passes.registry import Pipeline
+from quantune.compiler.targets import Target
+from quantune.errors import PassFailed
+from quantune.plan import QuantizationPlan
+
+if TYPE_CHECKING:
+    from torch_mlir import ir
+
+STAGES = ("linalg", "qdq", "integer", "vmfb")
+"""What ``--emit`` may ask for, in the order in which they come."""
+
+
+@dataclass(frozen=True)
+class Debugging:
+    """What to leave behind while passes run.
+
+    dump_dir: a tree of the IR after each pass. print_ir: the same on stderr. reproducer_dir: where a failure's input and command go.
+    """
+
+    dump_dir: Path | None = None
+    print_ir: bool = False
+    reproducer_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module ready for IREE, and how it was made.
+
+    module: MLIR bytecode with all numbers inside, or, where ``parameters`` is not None, text without them.
+    parameters: name -> array, the numbers taken out. pipeline: the passes, as text.
+    """
+
+    module: bytes
+    parameters: dict[str, np.ndarray] | None
+    pipeline: str
+
+
+def quantize_passes(plan: Path | str) -> str:
+    """f32 linalg -> quantize/dequantize pairs."""
+    return f'quantune-annotate{{plan="{plan}"}},quantune-insert-qdq'
+
+
+INTEGER_PASSES = "quantune-lower-qdq-to-integer,quantune-lower-quant"
+"""Quantize/dequantize pairs -> integer linalg. No folding pass may come before their end."""
+
+
+def target_passes(target: Target, precision: str) -> str:
+    """The last rewrites before IREE: layout, and what a target's code generation needs to be right."""
+    passes = ["quantune-to-nhwc"]
+    if precision == "f16":
+        passes.insert(0, "quantune-convert-to-f16")
+    if target.name == "vulkan" and precision in ("int8", "mixed"):
+        passes += ["linalg-generalize-named-ops", "quantune-vulkan-sign-extension"]
+    return ",".join(passes)
+
+
+def lower(
+    bytecode: bytes,
+    plan: QuantizationPlan | None,
+    target: Target,
+    precision: str,
+    *,
+    until: str = "vmfb",
+    outline: bool = False,
+    debugging: Debugging | None = None,
+) -> Lowered:
+    """Run the passes on an imported module.
+
+    until: a stage; ``vmfb`` includes the target's own rewrites. outline: take the numbers of an integer program out.
+    Raises PassFailed with the pass's diagnostic and, where asked for, the reproducer.
+    """
+    debugging = debugging or Debugging()
+    with tempfile.TemporaryDirectory(prefix="quantune-plan-") as folder:
+        text: list[str] = []
+        if plan is not None and until != "linalg":
+            path = (debugging.reproducer_dir or Path(folder)) / "plan.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(plan.to_json(), encoding="utf-8")
+            text.append(quantize_passes(path))
+            if until != "qdq":
+                text.append(INTEGER_PASSES)
+        if until == "vmfb":
+            text.append(target_passes(target, precision))
+        module = parse(bytecode)
+        run(module, ",".join(text), debugging)
+    pipeline = (
+        ",".join(text).replace(str(path.parent), "") if plan is not None and until != "linalg" else ",".join(text)
+    )
+    if not outline:
+        return Lowered(to_bytecode(module), None, pipeline)
+    from mlir_passes.outline_parameters import collect_parameters
+
+    parameters = collect_parameters(module)
+    run(module, "quantune-outline-parameters", debugging)
+    return Lowered(
+        module.operation.get_asm(enable_debug_info=True).encode(), parameters, f"{pipeline},quantune-outline-parameters"
+    )
+
+
+def instrumented(bytecode: bytes, tensors: tuple[str, ...], target: Target) -> bytes:
+    """The f32 module that also returns ``tensors``, for calibration."""
+    module = parse(bytecode)
+    run(module, f'quantune-instrument{{tensors="{",".join(tensors)}"}},{target_passes(target, "f32")}', Debugging())
+    return to_bytecode(module)
+
+
+def parse(bytecode: bytes) -> ir.Module:
+    """Read MLIR text or bytecode into a context of its own."""
+    from torch_mlir import ir
+
+    return ir.Module.parse(bytecode, context=ir.Context())
+
+
+def run(module: ir.Module, pipeline: str, debugging: Debugging) -> None:
+    """Run a pipeline's text over ``module`` in place."""
+    try:
+        Pipeline.parse(pipeline).run(
+            module, print_ir_after_all=debugging.print_ir, dump_dir=debugging.dump_dir, reproducer_dir=debugging.reproducer_dir
+        )  # fmt: skip
+    except PipelineFailure as error:
+        raise PassFailed(str(error)) from error
+
+
+def to_bytecode(module: ir.Module) -> bytes:
+    """MLIR bytecode, locations included."""
+    buffer = io.BytesIO()
+    module.operation.write_bytecode(buffer)
+    return buffer.getvalue()

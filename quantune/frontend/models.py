@@ -1,0 +1,206 @@
+"""Model references -> imported models: ``torchvision:NAME``, ``builtin:NAME``, ``PKG.MOD:FACTORY``, ``.pt2``, ``.mlir``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantune.errors import ImportFailed, UsageError
+from quantune.frontend import importer
+from quantune.frontend.torchvision_compat import torchvision
+from quantune.model import ImportedModel, read_model
+
+BUILTIN = {"mobilenet_v2_shapes": ("mobilenet_v2", "mobilenet_v2_shapes.safetensors")}
+"""Models that ship with their weights: name -> torchvision model, file in quantune.zoo."""
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What the user asked for. shape: of one image (c, h, w); None lets the model's reference decide."""
+
+    reference: str
+    weights: Path | None = None
+    shape: tuple[int, int, int] | None = None
+    batch: int = 1
+    classes: int | None = None
+    seed: int = 0
+
+
+def load_model(request: ModelRequest) -> ImportedModel:
+    """Resolve and import a model. Raises UsageError for a wrong reference, ImportFailed for a model that does not lower."""
+    if request.batch < 1:
+        raise UsageError(f"batch {request.batch}: expected 1 or more")
+    reference = request.reference
+    if reference.endswith((".mlir", ".mlirbc")):
+        _refuse(request, "weights", "shape")
+        return read_model(_existing(reference, "model").read_bytes(), Path(reference).stem)
+    if reference.endswith(".pt2"):
+        _refuse(request, "weights", "shape")
+        return importer.import_program(_load_program(_existing(reference, "model")), Path(reference).stem)
+    kind, _, name = reference.partition(":")
+    if kind == "torchvision" and name:
+        model, title = _torchvision_model(request, name), name
+    elif kind == "builtin" and name:
+        model, title = _builtin_model(request, name), name
+    elif name:
+        model, title = _call_factory(kind, name), name
+    else:
+        raise UsageError(
+            f"model '{reference}': expected torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir or FILE.mlirbc"
+        )
+    if request.weights is not None:
+        load_weights(model, request.weights)
+    shape = request.shape or default_shape(reference)
+    return importer.import_module(model, torch.zeros(request.batch, *shape), title)
+
+
+def default_shape(reference: str) -> tuple[int, int, int]:
+    """The image shape a reference is made for: the builtin models' own, else ImageNet's."""
+    if reference.startswith("builtin:"):
+        return (3, 64, 64)
+    return (3, 299, 299) if "inception" in reference else (3, 224, 224)
+
+
+def request_key(request: ModelRequest) -> str | None:
+    """A key under which an imported model may be cached, or None where the reference alone does not fix the weights."""
+    if not request.reference.startswith(("torchvision:", "builtin:")):
+        return None
+    weights = "" if request.weights is None else hashlib.sha256(request.weights.read_bytes()).hexdigest()
+    versions = (torch.__version__, torchvision().__version__)
+    return repr((request.reference, weights, request.shape, request.batch, request.classes, request.seed, versions))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict from safetensors or a torch file (tensors only) into ``model``. Raises UsageError on any mismatch."""
+    _existing(str(path), "weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format fails in its own way, and all of them mean the same to the user
+        raise UsageError(
+            f"weights '{path}': not a readable {path.suffix or 'torch'} file of tensors: {_line(error)}"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UsageError(f"weights '{path}': expected a mapping from names to tensors")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    expected = model.state_dict()
+    problems = [f"'{n}' is missing" for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    problems += [f"'{n}' is unknown" for n in state if n not in expected and not n.startswith(("aux", "AuxLogits"))]
+    problems += [
+        f"'{n}' has shape {tuple(v.shape)}, the model {tuple(expected[n].shape)}"
+        for n, v in state.items()
+        if n in expected and v.shape != expected[n].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UsageError(f"weights '{path}' do not fit the model: {problems[0]}{more}")
+    model.load_state_dict({n: v.to(expected[n].dtype) for n, v in state.items() if n in expected}, strict=False)
+
+
+def _torchvision_model(request: ModelRequest, name: str, classes: int | None = None) -> nn.Module:
+    models = torchvision().models
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise UsageError(
+            f"torchvision has no classification model '{name}'{f'; did you mean {chr(39)}{close[0]}{chr(39)}?' if close else ''}"
+        )
+    torch.manual_seed(request.seed)  # random weights when none are given: the same on every run
+    options: dict[str, Any] = {"weights": None}
+    if request.classes or classes:
+        options["num_classes"] = request.classes or classes
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # its own takes minutes; torch's default is as good for random weights
+    model = models.get_model(name, **options).eval()
+    if request.weights is None and request.reference.startswith("torchvision:"):
+        calibrate_batch_norms(model, request.shape or default_shape(request.reference))
+    return model
+
+
+def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int], images: int = 8) -> None:
+    """Give a model with random weights batch norm statistics of its own activations, so that signals keep their scale."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    dropouts = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average: one pass sets the statistics
+    model.train()
+    for dropout in dropouts:
+        dropout.eval()
+    with torch.no_grad():
+        model(torch.randn(images, *shape))
+    model.eval()
+
+
+def _builtin_model(request: ModelRequest, name: str) -> nn.Module:
+    if name not in BUILTIN:
+        raise UsageError(f"no builtin model '{name}'; there is {', '.join(BUILTIN)}")
+    _refuse(request, "weights", "classes")
+    builder, file = BUILTIN[name]
+    with resources.as_file(resources.files("quantune.zoo") / file) as path:
+        from safetensors.torch import load_file
+
+        classes = load_file(path)["classifier.1.bias"].shape[0]
+        model = torchvision().models.get_model(builder, weights=None, num_classes=classes).eval()
+        load_weights(model, path)
+    return model
+
+
+def _call_factory(module_name: str, attribute: str) -> nn.Module:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"model '{module_name}:{attribute}': cannot import '{module_name}': {error}") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise UsageError(f"model '{module_name}:{attribute}': '{module_name}' has no callable '{attribute}'")
+    try:
+        model = factory()
+    except Exception as error:
+        raise UsageError(f"model '{module_name}:{attribute}': the factory failed: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model '{module_name}:{attribute}': expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _load_program(path: Path) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ImportFailed(f"model '{path}': not a program saved by torch.export.save: {_line(error)}") from error
+
+
+def _existing(name: str, what: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"{what} '{name}': no such file")
+    return path
+
+
+def _refuse(request: ModelRequest, *options: str) -> None:
+    for option in options:
+        if getattr(request, option) is not None:
+            raise UsageError(f"--{option} does not apply to model '{request.reference}', which fixes it")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
