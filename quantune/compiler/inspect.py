@@ -6,6 +6,9 @@ are integer multiplications; weights stored in i8 but multiplied in f32 are f32.
 
 Discardable attributes do not survive IREE's pipeline; locations do. A layer is therefore found by the name in its
 operation's location, ``loc("features.0.0")``.
+
+A hand-written kernel (stream.executable) has no loop nest that could be counted: the call, whose attributes do survive,
+states its multiplications as ``quantune.macs``; their precision is read from the kernel's instructions.
 """
 
 from __future__ import annotations
@@ -24,6 +27,11 @@ _EXECUTABLE_TARGET = re.compile(
     r'#hal\.executable\.target<"llvm-cpu", "[a-z-]*?elf-([a-z0-9_]+)", '
     r'\{[^{}]*?cpu = "([^"]*)", cpu_features = "([^"]*)"'
 )
+_MACS = "quantune.macs"
+_DOT_PRODUCTS = (
+    (re.compile(r"vpdpb|pmaddub|[su]dot|[su]{1,2}mmla"), "i8"),
+    (re.compile(r"vpdpw|pmaddw"), "i16"),
+)
 _CASTS = frozenset({"arith.extsi", "arith.extui", "arith.sitofp", "arith.uitofp", "arith.extf", "arith.truncf"})
 _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.andi", "arith.shli", "arith.shrsi"})
 
@@ -32,8 +40,8 @@ _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.and
 class LayerExecution:
     """How one layer's multiply-accumulate loop runs.
 
-    layer: the name in its location, empty when it has none. op: conv, depthwise or matmul. macs: multiplications a call
-    makes. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
+    layer: the name in its location, empty when it has none. op: conv, depthwise, matmul or kernel. macs: multiplications
+    a call makes. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
     dispatch: the name of the compiled function, as benchmarks print it.
     """
 
@@ -78,12 +86,20 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
             module = ir.Module.parse(dispatches)
         except ir.MLIRError as error:
             raise CompileFailed(f"the compiler's dispatches cannot be read: {str(error).splitlines()[0]}") from error
-        contractions = {
-            _symbol(function): list(_contractions(function))
+        functions = {
+            _symbol(function): (executable.operation.name, function)
             for executable in module.body.operations
             if executable.operation.name in ("flow.executable", "stream.executable")
             for function in _walk(executable.operation)
             if function.name == "func.func"
+        }
+        contractions = {
+            name: list(_contractions(function))
+            for name, (kind, function) in functions.items()
+            if kind == "flow.executable"
+        }
+        kernels = {
+            name: _kernel_precision(function) for name, (_, function) in functions.items() if name not in contractions
         }
         calls = [
             op
@@ -96,10 +112,13 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
         uses = [entry for entry, _ in entries]
         rows = []
         for entry, call in entries:
+            if precision := kernels.get(entry):
+                layer = _layer(_names(call), layers)
+                rows.append(LayerExecution(layer, "kernel", _stated_macs(call, entry), precision, entry))
             for found in contractions.get(entry, ()):
                 # Equal dispatches are merged: then only the call still knows which layer it is for.
                 names = found.names if uses.count(entry) == 1 else _names(call)
-                layer = next((name for name in (*names, *_names(call)) if not layers or name in layers), "")
+                layer = _layer((*names, *_names(call)), layers)
                 rows.append(LayerExecution(layer, found.op, found.macs, found.precision, entry))
     return tuple(rows)
 
@@ -143,6 +162,29 @@ def _symbol(op: Any) -> str:
 
 def _names(op: Any) -> tuple[str, ...]:
     return tuple(name for name, line in _LOCATION_STRING.findall(str(op.location)) if not line)
+
+
+def _layer(names: tuple[str, ...], layers: Collection[str]) -> str:
+    return next((name for name in names if not layers or name in layers), "")
+
+
+def _kernel_precision(function: Any) -> str | None:
+    """Return what a kernel multiplies and sums up, or None when it does not (a pad, a pool)."""
+    found: dict[str, None] = {}
+    for op in _walk(function):
+        if op.name == "llvm.call_intrinsic":
+            name = str(op.attributes["intrin"])
+            found |= {precision: None for pattern, precision in _DOT_PRODUCTS if pattern.search(name)}
+        if op.name in ("vector.fma", "math.fma", "vector.contract"):
+            found[re.sub(r"^vector<.*x|>$", "", str(op.results[0].type))] = None
+    # A requantization may be written with f32 multiply-adds: the integer products are then the loop.
+    return next((p for p in found if p.startswith("i")), next(iter(found), None))
+
+
+def _stated_macs(call: Any, entry: str) -> int:
+    if _MACS not in call.attributes:
+        raise CompileFailed(f"the call of the kernel '{entry}' has no attribute {_MACS}; its work cannot be counted")
+    return int(call.attributes[_MACS].value)
 
 
 def _contractions(function: Any) -> Iterator[_Contraction]:

@@ -275,3 +275,65 @@ def test_row_is_a_value() -> None:
     row = LayerExecution("a", "conv", 1, "i8", "d")
     assert row == LayerExecution("a", "conv", 1, "i8", "d")
     assert not LayerExecution("a", "conv", 1, "f32", "d").is_integer
+
+
+KERNEL = """
+stream.executable private @k {
+  stream.executable.export public @k_f workgroups() -> (index, index, index) {
+    %c = arith.constant 1 : index
+    stream.return %c, %c, %c : index, index, index
+  }
+  builtin.module {
+    func.func @k_f(%b0: !stream.binding, %b1: !stream.binding, %b2: !stream.binding)
+      attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_cpu.pipeline<Default>>} {
+      %c0 = arith.constant 0 : index
+      %x = stream.binding.subspan %b0[%c0] : !stream.binding -> memref<64xTYPE>
+      %w = stream.binding.subspan %b1[%c0] : !stream.binding -> memref<64xTYPE>
+      %y = stream.binding.subspan %b2[%c0] : !stream.binding -> memref<64xf32>
+      %xv = vector.load %x[%c0] : memref<64xTYPE>, vector<64xTYPE>
+      %wv = vector.load %w[%c0] : memref<64xTYPE>, vector<64xTYPE>
+      %f = arith.constant dense<0.5> : vector<64xf32>
+      BODY
+      vector.store %r, %y[%c0] : memref<64xf32>, vector<64xf32>
+      return
+    }
+  }
+}
+func.func @main(%x: tensor<64xTYPE>, %w: tensor<64xTYPE>) -> tensor<64xf32> {
+  %y = flow.dispatch @k::@k_f(%x, %w) ATTRIBUTES : (tensor<64xTYPE>, tensor<64xTYPE>) -> tensor<64xf32> loc("stem")
+  return %y : tensor<64xf32>
+}
+"""
+FLOAT_BODY = "%r = vector.fma %xv, %wv, %f : vector<64xf32>"
+INTEGER_BODY = """
+      %a = arith.constant dense<0> : vector<16xi32>
+      %d = llvm.call_intrinsic "llvm.x86.avx512.vpdpbusd.512"(%a, %xv, %wv)
+        : (vector<16xi32>, vector<64xi8>, vector<64xi8>) -> vector<16xi32>
+      %i = vector.bitcast %d : vector<16xi32> to vector<64xi8>
+      %g = arith.sitofp %i : vector<64xi8> to vector<64xf32>
+      %r = vector.fma %g, %f, %f : vector<64xf32>
+"""
+
+
+@pytest.mark.parametrize(
+    ("element", "body", "precision"),
+    [
+        ("i8", INTEGER_BODY, "i8"),
+        ("f32", FLOAT_BODY, "f32"),
+        ("f32", "%r = arith.maximumf %xv, %wv : vector<64xf32>", ""),
+    ],
+    ids=["integer", "float", "no products"],
+)
+def test_kernels(tmp_path: Path, element: str, body: str, precision: str) -> None:
+    text = KERNEL.replace("BODY", body).replace("TYPE", element).replace("ATTRIBUTES", "{quantune.macs = 77 : i64}")
+    # Another processor than this one: only the compilation is looked at.
+    found = rows(tmp_path, text, Target("cpu", cpu="znver4"))
+    assert [(row.layer, row.op, row.macs, row.precision) for row in found] == (
+        [("stem", "kernel", 77, precision)] if precision else []
+    )
+
+
+def test_kernel_without_its_count_is_not_passed_over(tmp_path: Path) -> None:
+    text = KERNEL.replace("BODY", FLOAT_BODY).replace("TYPE", "f32").replace("ATTRIBUTES", "")
+    with pytest.raises(CompileFailed, match=r"kernel 'k_f' has no attribute quantune\.macs"):
+        rows(tmp_path, text)
