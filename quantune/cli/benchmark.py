@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> None:
         )
         for count in threads
     ]
-    layers = [_layer_rows(artifact) for artifact in artifacts] if options.per_layer else []
+    layers = [_layer_rows(artifact, effort.min_seconds) for artifact in artifacts] if options.per_layer else []
     if options.json:
         report = {"machine": machine(), "comparisons": [asdict(r) for r in rounds], "layers": layers}
         text = json.dumps(report, indent=1) + "\n"
@@ -110,12 +110,12 @@ def _seconds(text: str) -> float:
     return float(match.group(1)) * {"ms": 1e-3, "s": 1.0, "m": 60.0}[match.group(2) or "s"]
 
 
-def _layer_rows(artifact: Artifact) -> list[dict[str, Any]]:
+def _layer_rows(artifact: Artifact, min_seconds: float) -> list[dict[str, Any]]:
     """Return the layers of an artifact with their milliseconds; None where the device tells no times.
 
     Layers that share one compiled function share its time, in proportion to their multiplications.
     """
-    times = dispatch_times(str(artifact.path), device=artifact.device)
+    times = dispatch_times(str(artifact.path), device=artifact.device, min_seconds=max(min_seconds, 0.01))
     shared: dict[str, int] = {}
     for layer in artifact.layers:
         shared[layer.dispatch] = shared.get(layer.dispatch, 0) + layer.macs

@@ -40,8 +40,8 @@ _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.and
 class LayerExecution:
     """How one layer's multiply-accumulate loop runs.
 
-    layer: the name in its location, empty when it has none. op: conv, depthwise, matmul or kernel. macs: multiplications
-    a call makes. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
+    layer: the name in its location, empty without one. op: conv, depthwise, matmul or kernel. macs: multiplications of
+    one call. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
     dispatch: the name of the compiled function, as benchmarks print it.
     """
 

@@ -124,7 +124,9 @@ def compare(
     return Comparison(names, timings, tuple(_speedup(samples[0], sample) for sample in samples))
 
 
-def dispatch_times(path: Path | str, *, device: str = "local-sync", timeout_s: float = 600.0) -> dict[str, float]:
+def dispatch_times(
+    path: Path | str, *, device: str = "local-sync", min_seconds: float = 0.5, timeout_s: float = 600.0
+) -> dict[str, float]:
     """Return dispatch name -> milliseconds a call of the program spends in it; empty when the device does not tell.
 
     Measured by IREE's own benchmark tool. Raises EnvironmentFailure without the tool, RunFailed when it fails.
@@ -136,7 +138,7 @@ def dispatch_times(path: Path | str, *, device: str = "local-sync", timeout_s: f
         "--function=main",
         *(f"--input={shape}" for shape in _input_shapes(path, device)),
         "--benchmark_format=json",
-        "--benchmark_min_time=0.5s",
+        f"--benchmark_min_time={min_seconds}s",
         "--dispatch_statistics=true",
     ]
     try:

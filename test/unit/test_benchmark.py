@@ -125,7 +125,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_dispatch_times(path: Path, tmp_path: Path) -> None:
-    times = dispatch_times(path)
+    times = dispatch_times(path, min_seconds=0.01)
     (layer,) = Artifact(path.read_bytes()).layers
     assert times[layer.dispatch] > 0
     (tmp_path / "x.vmfb").write_bytes(b"garbage" * 40)
