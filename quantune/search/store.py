@@ -86,11 +86,14 @@ class Store:
         fresh = path.with_name(path.name + ".new")
         for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
             leftover.unlink(missing_ok=True)
-        storage = _rdb(f"sqlite:///{fresh.resolve()}")
+        # Nothing is at stake until the rename, so the hundreds of small commits need not reach the disk one by one.
+        storage = RDBStorage(f"sqlite:///{fresh.resolve()}", engine_kwargs={"creator": lambda: _unsynced(fresh)})
         try:
             _create_studies(storage, fingerprint, direction)
         finally:
             storage.engine.dispose()
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
         fresh.replace(path)
 
     def abandoned(self) -> list[tuple[Study, FrozenTrial]]:
@@ -203,6 +206,12 @@ def _check(path: Path) -> None:
         verdict = str(error)
     if verdict != "ok":
         raise quarantine(path, " ".join(verdict.split()))
+
+
+def _unsynced(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
 
 
 def _rdb(url: str) -> RDBStorage:

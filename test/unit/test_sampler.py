@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
 from optuna.trial import TrialState
@@ -20,7 +20,7 @@ from quantune.search.cost_model import CostModelOptions
 from quantune.search.sampler import XGBoostSampler
 
 CHOICES = {"a": ("u", "v", "w"), "b": (1, 10, 100), "c": ("x", "y", "z"), "d": (False, True)}
-SPACE = {name: CategoricalDistribution(choices) for name, choices in CHOICES.items()}
+SPACE: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in CHOICES.items()}
 POINTS = [dict(zip(CHOICES, p, strict=True)) for p in itertools.product(*CHOICES.values())]
 QUICK = CostModelOptions(members=4, rounds=15)
 
