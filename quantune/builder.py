@@ -30,7 +30,7 @@ from quantune.config import QuantConfig
 from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
 from quantune.model import ImportedModel
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.plan import QuantizationPlan, Ranges, make_plan, observed
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.program import Program
 from quantune.space import CALIBRATION_SIZES
@@ -90,6 +90,7 @@ class Builder:
         self._on_calibration = on_calibration
         self._statistics: Statistics | None = None
         self._plans: dict[QuantConfig, QuantizationPlan] = {}
+        self._ranges: dict[int, Ranges] = {}
         self._built: dict[QuantConfig, Built] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
             raise UsageError(
@@ -111,10 +112,9 @@ class Builder:
             raise UsageError("quantization needs calibration images; name them with --calib (calib=… in Python)")
         images = self.calib.first(self._sizes[-1])
         tensors = observed(self.model.network)
-        key = content_key(
-            self.model.bytecode, images.fingerprint, repr(self._sizes), repr(tensors),
-            repr((calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES)), importlib.metadata.version("iree-base-compiler"),
-        )  # fmt: skip
+        sampling = (calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES, self._sizes, tensors)
+        compiler = importlib.metadata.version("iree-base-compiler")
+        key = content_key(self.model.bytecode, images.fingerprint, repr(sampling), compiler)
         known = self.cache.get_bytes(key, ".npz")
         if known is not None:
             return Statistics.from_bytes(known)
@@ -141,7 +141,8 @@ class Builder:
         if config.is_float:
             return None
         if config not in self._plans:
-            self._plans[config] = make_plan(self.model.network, self.statistics.at(config.calib), config)
+            ranges = self._ranges.setdefault(config.calib, {})
+            self._plans[config] = make_plan(self.model.network, self.statistics.at(config.calib), config, ranges)
         return self._plans[config]
 
     def lower(self, config: QuantConfig, *, until: str = "vmfb", outline: bool = False) -> Lowered:
@@ -179,7 +180,7 @@ class Builder:
         self._plans.pop(config, None)
 
     def artifact(self, config: QuantConfig) -> Artifact:
-        """The one-file artifact of a configuration, numbers inside, with its provenance and what it proves to run in."""
+        """The one-file artifact of a configuration: numbers inside, with provenance and what its layers run in."""
         lowered = self.lower(config)
         program = self._compile(lowered.module, self.target)
         return Artifact(attach(program.path.read_bytes(), self._provenance(config, lowered, program)))

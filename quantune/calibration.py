@@ -72,8 +72,9 @@ def collect(
 ) -> Statistics:
     """Run the instrumented f32 program over the images and keep histograms.
 
-    run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]. available: images that ``batches`` holds in all. A size beyond it
-    gets the statistics of all images. on_image hears how many images are done. Raises UsageError naming a tensor that is not finite.
+    run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]. available: images that ``batches`` holds in all. A size
+    beyond it gets the statistics of all images. on_image hears how many images are done. Raises UsageError naming a
+    tensor that is not finite.
     """
     wanted = sorted(set(sizes))
     histograms: dict[str, Histogram] = {}

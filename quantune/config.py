@@ -46,7 +46,7 @@ class QuantConfig:
 
     @classmethod
     def parse(cls, line: str) -> QuantConfig:
-        """Read ``key=value,key=value``; keys left out keep their defaults. Raises UsageError that names the bad part."""
+        """Read ``key=value,key=value``; keys left out keep their defaults. UsageError names the bad part."""
         names = tuple(f.name for f in fields(cls))
         values: dict[str, str | int] = {}
         for item in filter(None, (part.strip() for part in line.split(","))):
@@ -55,7 +55,8 @@ class QuantConfig:
                 raise UsageError(f"configuration '{line}': '{item}' is not of the form key=value")
             if key not in names:
                 raise UsageError(
-                    f"configuration '{line}': unknown key '{key}', expected one of {', '.join(names)}{_hint(key, names)}"
+                    f"configuration '{line}': unknown key '{key}', "
+                    f"expected one of {', '.join(names)}{_hint(key, names)}"
                 )
             if key in values:
                 raise UsageError(f"configuration '{line}': key '{key}' is given twice")
@@ -63,7 +64,9 @@ class QuantConfig:
                 raise UsageError(f"configuration '{line}': calib={value}: expected a number of images, 1 or more")
             values[key] = int(value) if key == "calib" else value
         if not values:
-            raise UsageError("the configuration is empty; expected for example scheme=asymmetric,clip=kl,precision=int8")
+            raise UsageError(
+                "the configuration is empty; expected for example scheme=asymmetric,clip=kl,precision=int8"
+            )
         return cls(**values)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -1,16 +1,16 @@
 """Configuration + statistics -> a quantization plan: which tensors are quantized, and with which numbers.
 
-Two questions are answered for each network. *Where are the integers?* A layer runs in integers when the configuration says
-so; what stands between integer layers (adds, pools, concatenations, reshapes) then runs in integers too, and a tensor is
-quantized exactly when one of its readers runs in integers. *Which tensors must agree?* Operations that only select or move
-values hand their integers on, so their inputs and result form one group with one scale and zero point; the group's range
-is that of all tensors that enter it.
+Two questions are answered for each network. *Where are the integers?* A layer runs in integers when the configuration
+says so; what stands between integer layers (adds, pools, concatenations, reshapes) then runs in integers too, and a
+tensor is quantized exactly when one of its readers runs in integers. *Which tensors must agree?* Operations that only
+select or move values hand their integers on, so their inputs and result form one group with one scale and zero point;
+the group's range is that of all tensors that enter it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from quantune.numerics.histogram import Histogram
 class QuantizationPlan:
     """The quantization of each tensor of a network.
 
-    activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters, for
-    integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
+    activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters,
+    for integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
     """
 
     activations: Mapping[str, QuantParams]
@@ -43,8 +43,8 @@ class QuantizationPlan:
 class Layout:
     """Where a network is quantized, before any number is chosen.
 
-    integer: names of the nodes that run in integers. groups: quantized tensor -> representative of those it agrees with.
-    sources: representative -> tensors whose statistics make the group's range.
+    integer: names of the nodes that run in integers. groups: quantized tensor -> representative of those it agrees
+    with. sources: representative -> tensors whose statistics make the group's range.
     """
 
     integer: frozenset[str]
@@ -102,17 +102,27 @@ def observed(network: Network) -> tuple[str, ...]:
     return tuple(names)
 
 
-def make_plan(network: Network, statistics: Mapping[str, Histogram], config: QuantConfig) -> QuantizationPlan:
-    """Choose scales and zero points. statistics: tensor name -> histogram at the configuration's calibration size."""
+Ranges = MutableMapping[tuple[tuple[str, ...], str, str], tuple[float, float]]
+
+
+def make_plan(
+    network: Network, statistics: Mapping[str, Histogram], config: QuantConfig, ranges: Ranges | None = None
+) -> QuantizationPlan:
+    """Choose scales and zero points.
+
+    statistics: tensor name -> histogram at the configuration's calibration size. ranges: remembers what clipping chose
+    for these statistics, for the next configuration.
+    """
+    ranges = {} if ranges is None else ranges
     layers = integer_layers(network, config.precision)
     layout = lay_out(network, layers)
     notes: list[str] = []
     chosen: dict[str, QuantParams] = {}
     for representative, names in layout.sources.items():
-        histogram = statistics[names[0]].copy()
-        for name in names[1:]:
-            histogram.merge(statistics[name])
-        lo, hi = clip_range(histogram, config.clip, config.scheme)
+        key = (names, config.clip, config.scheme)
+        if key not in ranges:
+            ranges[key] = clip_range(merged(statistics, names), config.clip, config.scheme)
+        lo, hi = ranges[key]
         if is_degenerate(lo, hi):
             notes.append(f"{names[0]}: was 0 on every calibration image; scale 1.0 is used")
         chosen[representative] = choose_params(lo, hi, config.scheme)
@@ -121,10 +131,19 @@ def make_plan(network: Network, statistics: Mapping[str, Histogram], config: Qua
     for node in network.layers:
         if node.name not in layers:
             continue
-        assert node.weight is not None and node.bias is not None
+        assert node.weight is not None
+        assert node.bias is not None
         params = weight_params(node.weight, config.granularity, config.scheme)
         weights[node.name] = fit_to_bias(params, node.bias, float(activations[node.inputs[0]].scale))
     return QuantizationPlan(activations, weights, tuple(notes))
+
+
+def merged(statistics: Mapping[str, Histogram], names: Sequence[str]) -> Histogram:
+    """The histogram of several tensors together."""
+    histogram = statistics[names[0]].copy()
+    for name in names[1:]:
+        histogram.merge(statistics[name])
+    return histogram
 
 
 def _is_fused(network: Network, node: Node) -> bool:

@@ -1,7 +1,7 @@
 """Train a torchvision CNN on a built-in task: ``python -m quantune.zoo.train mobilenet_v2 --out FILE.safetensors``.
 
-Writes f16 weights as safetensors, with the accuracy reached and the recipe in the file's metadata. A GPU is used when there
-is one. Progress is one line an epoch; the last finished epoch is always on disk.
+Writes f16 weights as safetensors, with the accuracy reached and the recipe in the file's metadata. A GPU is used when
+there is one. Progress is one line an epoch; the last finished epoch is always on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def pool(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """u8[n, 3, s, s] -> f32 in [0, 1] under a new exposure, turned and mirrored (the class does not depend on either)."""
+    """u8[n, 3, s, s] -> f32 in [0, 1] under a new exposure, turned and mirrored (the class stays)."""
     x = pixels.float() / 255
     turns = int(torch.randint(4, (1,), generator=generator))
     x = torch.rot90(x, turns, (2, 3))
@@ -42,7 +42,9 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, pixels: torch.Tensor, exposures: torch.Tensor, labels: torch.Tensor, device: str) -> float:
+def accuracy(
+    model: nn.Module, pixels: torch.Tensor, exposures: torch.Tensor, labels: torch.Tensor, device: str
+) -> float:
     """Top-1 on images at their own exposure."""
     model.eval()
     right = 0
@@ -83,10 +85,21 @@ def train(name: str, out: Path, *, images: int, epochs: int, batch: int, rate: f
         top1 = accuracy(model, *held_out, device)
         passed = time.monotonic() - start
         left = passed / (epoch + 1) * (epochs - epoch - 1)
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  top-1 {top1:.2%}  {passed:.0f} s, {left:.0f} s left", flush=True)
-        recipe = f"{images} images, {epochs} epochs, batch {batch}, AdamW {rate}, one cycle, weight decay {decay}, seed {seed}"
+        print(
+            f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  top-1 {top1:.2%}  "
+            f"{passed:.0f} s, {left:.0f} s left",
+            flush=True,
+        )
+        recipe = (
+            f"{images} images, {epochs} epochs, batch {batch}, AdamW {rate}, one cycle, "
+            f"weight decay {decay}, seed {seed}"
+        )
         state = {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
-        save_file(state, out, {"model": name, "task": "builtin:shapes", "top1": f"{top1:.4f}", "epoch": str(epoch + 1), "recipe": recipe})
+        save_file(
+            state,
+            out,
+            {"model": name, "task": "builtin:shapes", "top1": f"{top1:.4f}", "epoch": str(epoch + 1), "recipe": recipe},
+        )
     return top1
 
 

@@ -1,0 +1,317 @@
+"""The Python entry points: ``compile`` searches, ``quantize`` builds one configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantune.builder import Builder, output_folder, versions
+from quantune.compiler.cache import ArtifactCache, content_key, write_atomically
+from quantune.compiler.pipelines import Debugging
+from quantune.compiler.targets import Target, parse
+from quantune.config import QuantConfig
+from quantune.data.base import ImageSource
+from quantune.data.sources import open_source
+from quantune.data.splits import Split, open_splits
+from quantune.errors import UsageError
+from quantune.evaluator import Evaluator
+from quantune.model import ImportedModel, read_model
+from quantune.proxies import Proxies
+from quantune.reporting import describe, write_reports
+from quantune.runtime.artifact import Artifact
+from quantune.search.evaluate import Objective
+from quantune.search.progress import TuningEvent
+from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.tuner import tune
+
+if TYPE_CHECKING:
+    import torch
+
+    ModelLike = str | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
+    DataLike = str | ImageSource | Split
+
+logger = logging.getLogger(__name__)
+
+FLOATS = (QuantConfig(precision="f32"), QuantConfig(precision="f16"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long call may tell how far it is. Every hook may be left out."""
+
+    on_stage: Callable[[str], None] = lambda text: None
+    on_calibration: Callable[[int, int], None] = lambda done, total: None
+    on_event: Callable[[TuningEvent], None] = lambda event: None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a model reference leaves open: weights file, image shape (c, h, w), batch size, number of classes."""
+
+    weights: Path | None = None
+    shape: tuple[int, int, int] | None = None
+    batch: int = 1
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    artifact: the answer, also at ``path``; None when nothing could be measured. feasible: whether a quantized artifact
+    keeps the accuracy bound; when none does, the artifact is the closest. tuning: every trial. report: what report.json
+    holds.
+    """
+
+    artifact: Artifact | None
+    path: Path | None
+    feasible: bool
+    tuning: TuningResult
+    report: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def best(self) -> TuningTrial | None:
+        """The trial behind the artifact."""
+        return chosen(self.tuning)
+
+
+def compile(
+    model: ModelLike,
+    *,
+    calib: DataLike,
+    eval: DataLike,
+    target: str | Target = "cpu",
+    objective: str = "accuracy",
+    max_drop: float | None = 0.01,
+    max_trials: int | None = None,
+    time_budget_s: float | None = None,
+    out: Path | str = "quantune-out",
+    sampler: str = "xgboost",
+    seed: int = 0,
+    threads: int = 1,
+    options: ModelOptions | None = None,
+    storage: str | None = None,
+    cache: ArtifactCache | None = None,
+    debugging: Debugging | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Search for the best quantized artifact of ``model`` within an accuracy budget; results are written to ``out``.
+
+    model: a reference (torchvision:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir), a torch module or an exported program.
+    calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
+    max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
+    measured. The same call continues an interrupted search. Raises QuantuneError with one line for the user.
+    """
+    progress = progress or Progress()
+    goal = Objective(objective, max_drop)
+    folder = output_folder(out)
+    device = parse(target) if isinstance(target, str) else target
+    calib_split, eval_split = _splits(calib, eval)
+    cache = cache or ArtifactCache()
+    progress.on_stage("importing the model")
+    imported = import_any(model, _for_data(model, options, eval_split), cache)
+    debugging = debugging or Debugging(reproducer_dir=folder / "failures")
+    builder = Builder(
+        imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration
+    )
+    with Evaluator(builder, eval_split, threads=threads) as evaluator:
+        progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
+        proxies = Proxies(imported.network, builder.plan, builder.statistics.at(max(builder.statistics.by_size)))
+        progress.on_stage("searching")
+        tuning = tune(
+            evaluator,
+            folder,
+            objective=goal,
+            fingerprint=_identity(builder, eval_split, threads),
+            sampler=sampler,
+            seed=seed,
+            max_trials=max_trials,
+            time_budget_s=time_budget_s,
+            baselines=FLOATS,
+            features=proxies.features,
+            prior=proxies.prior,
+            retime=evaluator.retime,
+            on_event=progress.on_event,
+            storage=storage,
+        )
+        command = rebuild_command(model, calib, eval, device, options, chosen(tuning))
+        return _finish(tuning, builder, evaluator, folder, command, progress)
+
+
+def quantize(
+    model: ModelLike,
+    config: QuantConfig | str,
+    *,
+    calib: DataLike | None = None,
+    target: str | Target = "cpu",
+    options: ModelOptions | None = None,
+    cache: ArtifactCache | None = None,
+    debugging: Debugging | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Build the artifact of one configuration, without a search. ``calib`` may be left out for float configurations."""
+    config = QuantConfig.parse(config) if isinstance(config, str) else config
+    builder = make_builder(
+        model,
+        calib=None if config.is_float else calib,
+        target=target,
+        sizes=(config.calib,),
+        options=options,
+        cache=cache,
+        debugging=debugging,
+        progress=progress,
+    )
+    return builder.artifact(config)
+
+
+def make_builder(
+    model: ModelLike,
+    *,
+    calib: DataLike | None,
+    target: str | Target,
+    sizes: tuple[int, ...],
+    options: ModelOptions | None = None,
+    cache: ArtifactCache | None = None,
+    debugging: Debugging | None = None,
+    progress: Progress | None = None,
+) -> Builder:
+    """Import a model and hold it ready to be built for a target."""
+    progress = progress or Progress()
+    cache = cache or ArtifactCache()
+    split = None if calib is None else _one_split(calib, "calibration")
+    progress.on_stage("importing the model")
+    imported = import_any(model, _for_data(model, options, split), cache)
+    device = parse(target) if isinstance(target, str) else target
+    return Builder(
+        imported,
+        device,
+        calib=split,
+        cache=cache,
+        sizes=sizes,
+        debugging=debugging,
+        on_calibration=progress.on_calibration,
+    )
+
+
+def import_any(model: ModelLike, options: ModelOptions, cache: ArtifactCache) -> ImportedModel:
+    """Import a model given in any form; torch is loaded only where it is needed."""
+    if isinstance(model, ImportedModel):
+        return model
+    if isinstance(model, str) and model.endswith((".mlir", ".mlirbc")) and options == ModelOptions(shape=options.shape):
+        try:
+            return read_model(Path(model).read_bytes(), Path(model).stem)
+        except OSError as error:
+            raise UsageError(f"model '{model}': {error.strerror or error}") from error
+    from quantune.frontend import importer, models
+
+    if isinstance(model, str):
+        request = models.ModelRequest(model, options.weights, options.shape, options.batch, options.classes)
+        key = models.request_key(request)
+        known = cache.get_bytes(content_key(key), ".mlirbc") if key else None
+        if known is not None:
+            return read_model(known, model.partition(":")[2])
+        imported = models.load_model(request)
+        if key:
+            cache.put(content_key(key), imported.bytecode, ".mlirbc")
+        return imported
+    import torch
+
+    if isinstance(model, torch.export.ExportedProgram):
+        return importer.import_program(model, "model")
+    if options.shape is None:
+        raise UsageError("a torch module needs the image shape: options=ModelOptions(shape=(3, 224, 224))")
+    return importer.import_module(model, torch.zeros(options.batch, *options.shape), type(model).__name__)
+
+
+def chosen(tuning: TuningResult) -> TuningTrial | None:
+    """The trial whose artifact is handed out: the answer, or the best effort when nothing keeps the bound."""
+    best = tuning.best
+    if best is None or (best.config.is_float and not tuning.feasible and tuning.best_quantized is not None):
+        return tuning.best_quantized or best
+    return best
+
+
+def rebuild_command(
+    model: ModelLike,
+    calib: DataLike,
+    evaluation: DataLike,
+    target: Target,
+    options: ModelOptions | None,
+    trial: TuningTrial | None,
+) -> tuple[str, ...]:
+    """The command that makes a trial's artifact again; empty when the model or the images were Python objects."""
+    if trial is None or not (isinstance(model, str) and isinstance(calib, str) and isinstance(evaluation, str)):
+        return ()
+    words = ["quantune-compile", model, "--calib", calib, "--target", str(target), "--config", str(trial.config)]
+    options = options or ModelOptions()
+    given = {
+        "weights": options.weights,
+        "classes": options.classes,
+        "batch": options.batch if options.batch > 1 else None,
+    }
+    words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    if options.shape is not None:
+        words += ["--image-shape", ",".join(map(str, options.shape))]
+    return (*words, "-o", "best.vmfb")
+
+
+def _finish(
+    tuning: TuningResult,
+    builder: Builder,
+    evaluator: Evaluator,
+    folder: Path,
+    command: tuple[str, ...],
+    progress: Progress,
+) -> Result:
+    trial, artifact, path = chosen(tuning), None, None
+    if trial is not None:
+        progress.on_stage("writing and verifying the artifact")
+        artifact = builder.artifact(trial.config)
+        path = artifact.save(folder / "best.vmfb")
+        recipe = describe(builder, evaluator, trial, artifact, evaluator.verify(path), command)
+        write_atomically(folder / "best.json", json.dumps(recipe, indent=2, ensure_ascii=False).encode())
+    report = write_reports(folder, tuning, builder, evaluator, trial, artifact, command)
+    return Result(artifact, path, tuning.feasible, tuning, report)
+
+
+def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, str]:
+    """What a study belongs to; another value of any of these needs another folder."""
+    assert builder.calib is not None
+    return {
+        "model": f"{builder.model.name} {builder.model.fingerprint[:16]}",
+        "calibration images": builder.calib.fingerprint[:16],
+        "evaluation images": evaluation.fingerprint[:16],
+        "target": f"{builder.target}, {threads} threads",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+
+
+def _splits(calib: DataLike, evaluation: DataLike) -> tuple[Split, Split]:
+    if isinstance(calib, str) and isinstance(evaluation, str):
+        return open_splits(calib, evaluation)
+    from quantune.data.splits import check_disjoint
+
+    pair = _one_split(calib, "calibration"), _one_split(evaluation, "evaluation")
+    check_disjoint(*pair)
+    return pair
+
+
+def _one_split(data: DataLike, role: str) -> Split:
+    if isinstance(data, Split):
+        return data
+    source = open_source(data, role) if isinstance(data, str) else data
+    count = min(len(source), 10_000) if role == "calibration" else len(source)
+    return Split(source, tuple(range(count)))
+
+
+def _for_data(model: ModelLike, options: ModelOptions | None, split: Split | None) -> ModelOptions:
+    """Take the image shape from the data where the model leaves it open."""
+    options = options or ModelOptions()
+    fixed = isinstance(model, str) and (model.startswith("builtin:") or model.endswith((".pt2", ".mlir", ".mlirbc")))
+    if split is None or options.shape is not None or fixed:
+        return options
+    return ModelOptions(options.weights, split.source.shape, options.batch, options.classes)

@@ -1,0 +1,265 @@
+"""quantune-compile: a model, images and a target in; the best quantized artifact that keeps the accuracy budget out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantune.errors import QuantuneError, UsageError
+
+if TYPE_CHECKING:
+    from quantune.api import ModelOptions
+    from quantune.cli.console import Console
+    from quantune.compiler.pipelines import Debugging
+
+OK, INFEASIBLE, INTERRUPTED = 0, 3, 130
+
+EPILOG = """\
+models    torchvision:NAME  builtin:mobilenet_v2_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
+data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  npz:FILE  PKG.MOD:FACTORY
+          (?count=N limits any of them)
+targets   cpu (--target-cpu)  vulkan (--vulkan-target)  cuda (--cuda-arch)
+
+exit codes  0 done   1 failed   2 wrong request   3 nothing keeps the accuracy bound (best effort written)
+            4 the machine lacks something   130 interrupted, state saved: the same command resumes
+
+example
+  quantune-compile builtin:mobilenet_v2_shapes --calib builtin:shapes --eval builtin:shapes --max-trials 16 -o out
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``quantune-compile``; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s: %(message)s")
+    debug = bool(os.environ.get("QUANTUNE_DEBUG"))
+    try:
+        return _run(arguments)
+    except QuantuneError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"quantune-compile: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("quantune-compile: interrupted; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, for help and for its tests."""
+    top = argparse.ArgumentParser(
+        prog="quantune-compile",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("model", help="what to compile, see below")
+    top.add_argument(
+        "-o",
+        "--output",
+        default=None,
+        help="folder of the results (default quantune-out), or a file with --config or --emit",
+    )
+    top.add_argument("--version", action="version", version=_version())
+    model = top.add_argument_group("model")
+    model.add_argument("--weights", type=Path, metavar="FILE", help="state dict, .safetensors or .pth")
+    model.add_argument("--image-shape", type=_shape, metavar="C,H,W", help="default: the evaluation images' own shape")
+    model.add_argument("--classes", type=int, metavar="N", help="outputs of a torchvision model")
+    model.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images in one call of the artifact (default 1)"
+    )
+    data = top.add_argument_group("images")
+    data.add_argument("--calib", metavar="DATA", help="calibration images")
+    data.add_argument("--eval", metavar="DATA", help="labelled evaluation images")
+    target = top.add_argument_group("target")
+    target.add_argument("--target", default="cpu", metavar="T", help="cpu, vulkan or cuda (default cpu)")
+    target.add_argument("--target-cpu", metavar="NAME", help="processor of the cpu target (default host)")
+    target.add_argument("--vulkan-target", metavar="NAME", help="GPU of the vulkan target")
+    target.add_argument("--cuda-arch", metavar="SM", help="architecture of the cuda target, such as sm_80")
+    target.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="processor threads for the latency (default 1)"
+    )
+    search = top.add_argument_group("search")
+    search.add_argument("--objective", default="accuracy", metavar="M", help="accuracy (default), latency or size")
+    search.add_argument(
+        "--max-drop", type=float, default=0.01, metavar="X", help="largest loss of top-1, as a fraction (0.01)"
+    )
+    search.add_argument("--max-trials", type=int, metavar="N", help="configurations to measure (default: all 96)")
+    search.add_argument("--time-budget", type=_seconds, metavar="TIME", help="such as 90s, 10m or 1h")
+    search.add_argument(
+        "--sampler", default="xgboost", metavar="S", help="xgboost (default), random, grid, genetic or tpe"
+    )
+    search.add_argument("--seed", type=int, default=0, metavar="N")
+    search.add_argument(
+        "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
+    )
+    one = top.add_argument_group("without a search")
+    one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
+    one.add_argument(
+        "--emit",
+        choices=("linalg", "qdq", "integer", "vmfb"),
+        metavar="STAGE",
+        help="stop at linalg, qdq, integer or vmfb",
+    )
+    one.add_argument("--print-ir-after-all", action="store_true", help="the IR after each pass, on stderr")
+    one.add_argument("--dump-ir-dir", type=Path, metavar="DIR", help="the IR after each pass, as files")
+    top.add_argument("-q", "--quiet", action="store_true", help="no progress, only the result")
+    top.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+    return top
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from quantune.cli.console import Console
+
+    console = Console(quiet=arguments.quiet)
+    _check(arguments)
+    if arguments.emit in ("linalg", "qdq", "integer"):
+        return _emit(arguments, console)
+    if arguments.config is not None or arguments.emit == "vmfb":
+        return _build_one(arguments, console)
+    return _search(arguments, console)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What argparse cannot say: which options need or exclude each other."""
+    searching = arguments.config is None and arguments.emit is None
+    if searching:
+        for name in ("calib", "eval"):
+            if getattr(arguments, name) is None:
+                raise UsageError(f"--{name} is missing: a search needs --calib and --eval (or give --config LINE)")
+        if arguments.print_ir_after_all or arguments.dump_ir_dir:
+            raise UsageError(
+                "--print-ir-after-all and --dump-ir-dir need --config or --emit: a search runs the passes many times"
+            )
+        return
+    given = [n for n in ("max_trials", "time_budget", "storage") if getattr(arguments, n) is not None]
+    if given:
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out --config and --emit, or it")
+
+
+def _search(arguments: argparse.Namespace, console: Console) -> int:
+    from quantune import api
+    from quantune.compiler.targets import parse
+
+    folder = arguments.output or "quantune-out"
+    with console.search(arguments.max_trials) as display:
+        result = api.compile(
+            arguments.model, calib=arguments.calib, eval=arguments.eval,
+            target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
+            max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
+            out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads, options=_options(arguments),
+            storage=arguments.storage, progress=display.progress,
+        )  # fmt: skip
+    console.show(result, Path(folder))
+    if result.tuning.interrupted:
+        print("quantune-compile: interrupted; everything measured is kept, the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    return OK if result.feasible else INFEASIBLE
+
+
+def _build_one(arguments: argparse.Namespace, console: Console) -> int:
+    from quantune import api
+    from quantune.compiler.targets import parse
+    from quantune.config import QuantConfig
+
+    config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
+    with console.stages() as progress:
+        artifact = api.quantize(
+            arguments.model, config, calib=_calibration(arguments, config.is_float),
+            target=parse(arguments.target, **_target_details(arguments)), options=_options(arguments),
+            debugging=_debugging(arguments), progress=progress,
+        )  # fmt: skip
+    output = Path(arguments.output or "quantune-out")
+    path = output if output.suffix == ".vmfb" else api.output_folder(output) / "best.vmfb"
+    artifact.save(path)
+    console.show_artifact(artifact, path)
+    return OK
+
+
+def _emit(arguments: argparse.Namespace, console: Console) -> int:
+    from quantune import api
+    from quantune.compiler.pipelines import parse as parse_module
+    from quantune.compiler.targets import parse
+    from quantune.config import QuantConfig
+
+    config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
+    if config.is_float and arguments.emit != "linalg":
+        raise UsageError(f"--emit={arguments.emit} with {config}: nothing is quantized; use --emit=linalg")
+    with console.stages() as progress:
+        builder = api.make_builder(
+            arguments.model, calib=None if arguments.emit == "linalg" else _calibration(arguments, config.is_float),
+            target=parse(arguments.target, **_target_details(arguments)), sizes=(config.calib,),
+            options=_options(arguments), debugging=_debugging(arguments), progress=progress,
+        )  # fmt: skip
+        lowered = builder.lower(config, until=arguments.emit)
+    if arguments.output is None:
+        print(parse_module(lowered.module).operation.get_asm(large_elements_limit=16))
+        return OK
+    path = Path(arguments.output)
+    text = lowered.module if path.suffix == ".mlirbc" else str(parse_module(lowered.module)).encode()
+    try:
+        path.write_bytes(text)
+    except OSError as error:
+        raise UsageError(f"output '{path}': {error.strerror or error}") from error
+    return OK
+
+
+def _calibration(arguments: argparse.Namespace, is_float: bool) -> str | None:
+    if arguments.calib is None and not is_float:
+        raise UsageError("--calib is missing: a quantized configuration needs calibration images")
+    return None if is_float else arguments.calib
+
+
+def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:
+    return {"cpu": arguments.target_cpu, "vulkan_target": arguments.vulkan_target, "cuda_arch": arguments.cuda_arch}
+
+
+def _options(arguments: argparse.Namespace) -> ModelOptions:
+    from quantune.api import ModelOptions
+
+    return ModelOptions(arguments.weights, arguments.image_shape, arguments.batch, arguments.classes)
+
+
+def _debugging(arguments: argparse.Namespace) -> Debugging:
+    from quantune.compiler.pipelines import Debugging
+
+    return Debugging(arguments.dump_ir_dir, arguments.print_ir_after_all, Path("quantune-failures"))
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"'{text}': expected channels,height,width such as 3,224,224")
+    c, h, w = map(int, text.split(","))
+    return c, h, w
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a time such as 90s, 10m or 1h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[found[2]]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = []
+    for name in ("quantune", "torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime", "xgboost", "optuna"):
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name} not installed")
+    return ", ".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What the drivers print: stages and trials with a progress bar and the time left, and the tables at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from quantune import api
+from quantune.compiler.inspect import integer_share
+from quantune.config import QuantConfig
+from quantune.runtime.artifact import Artifact
+from quantune.search.evaluate import Score, accuracy_difference
+from quantune.search.progress import TuningEvent
+from quantune.search.result import TuningTrial
+
+
+class Console:
+    """Progress on stderr, results on stdout."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = RichConsole(highlight=False)
+        self._err = RichConsole(stderr=True, highlight=False, quiet=quiet)
+
+    @contextlib.contextmanager
+    def stages(self) -> Iterator[api.Progress]:
+        """Show the stages of one build."""
+        with self.search(None) as display:
+            yield display.progress
+
+    @contextlib.contextmanager
+    def search(self, trials: int | None) -> Iterator[SearchDisplay]:
+        """Show a search while it runs."""
+        columns = (
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=self._err, transient=False) as bar:
+            yield SearchDisplay(bar, self._err, trials)
+
+    def show(self, result: api.Result, folder: Path) -> None:
+        """The table at the end of a search, and where everything lies."""
+        tuning = result.tuning
+        base = None if tuning.baseline is None else tuning.baseline.score
+        default = next((t for t in tuning.trials if t.config == QuantConfig() and t.score is not None), None)
+        table = Table(title=None, show_edge=False, pad_edge=False)
+        for heading in ("", "top-1", "against f32", "latency ms", "size MB", "configuration"):
+            table.add_column(heading, justify="left" if heading in ("", "configuration") else "right")
+        rows: list[tuple[str, TuningTrial | None]] = [
+            ("f32", tuning.baseline),
+            ("default int8", default),
+            ("chosen", result.best),
+        ]
+        for name, trial in rows:
+            if trial is not None and trial.score is not None:
+                size = (
+                    result.artifact.size_bytes if result.artifact and trial is result.best else trial.score.size_bytes
+                )
+                table.add_row(name, *_cells(trial.score, base, size), str(trial.config))
+        self._out.print(table)
+        self._out.print(result.report["verdict"], soft_wrap=True)
+        if result.artifact is not None:
+            share = integer_share(result.artifact.layers)
+            self._out.print(f"{share:.1%} of the multiply-accumulates of the artifact run in integers", soft_wrap=True)
+        self._out.print(f"{len(tuning.trials)} trials, stopped: {tuning.stopped}", soft_wrap=True)
+        for name in ("best.vmfb", "report.html"):
+            if (folder / name).is_file():
+                self._out.print(f"  {folder / name}", soft_wrap=True)
+
+    def show_artifact(self, artifact: Artifact, path: Path) -> None:
+        """One line about an artifact built without a search, and its layers."""
+        share = integer_share(artifact.layers)
+        self._out.print(
+            f"{path}: {artifact.size_bytes / 1e6:.2f} MB, {share:.1%} of the multiply-accumulates in integers, "
+            f"{artifact.config}",
+            soft_wrap=True,
+        )
+
+
+class SearchDisplay:
+    """The progress bar of a search, fed by the hooks in ``progress``."""
+
+    def __init__(self, bar: Progress, console: RichConsole, trials: int | None) -> None:
+        self._bar, self._console, self._trials = bar, console, trials
+        self._stage: TaskID | None = None
+        self._search: TaskID | None = None
+        self._start = time.monotonic()
+        self.progress = api.Progress(self._on_stage, self._on_calibration, self._on_event)
+
+    def _on_stage(self, text: str) -> None:
+        if self._stage is not None:
+            task = self._bar.tasks[self._stage]
+            self._bar.update(self._stage, completed=task.total or 1, total=task.total or 1)
+        self._stage = self._bar.add_task(text, total=1, note="") if text != "searching" else None
+
+    def _on_calibration(self, done: int, total: int) -> None:
+        if self._stage is not None:
+            self._bar.update(self._stage, completed=done, total=total)
+
+    def _on_event(self, event: TuningEvent) -> None:
+        if self._search is None:
+            self._search = self._bar.add_task("searching", total=event.total or self._trials, note="")
+        if event.kind == "note":
+            self._console.print(event.message)
+        elif event.trial is not None and event.kind in ("finished", "failed"):
+            self._console.print(_line(event.trial, event.is_baseline), soft_wrap=True)
+        best = event.best.score if event.best else None
+        note = f"best {best.accuracy:.2%}" if best else ""
+        if event.left_s is not None:
+            note += f"  {_duration(event.left_s)} left"
+        self._bar.update(self._search, completed=event.done, total=event.total or self._trials, note=note)
+
+
+def _line(trial: TuningTrial, is_baseline: bool) -> str:
+    name = "base " if is_baseline else f"{trial.number:4d} "
+    if trial.score is None:
+        return f"{name} FAILED  {trial.config}: {trial.reason}"
+    score = trial.score
+    latency = "" if score.latency_ms is None else f"{score.latency_ms:8.3f} ms"
+    size = f"{score.size_bytes / 1e6:7.2f} MB"
+    return f"{name} {score.accuracy:7.2%} {latency} {size}  {trial.seconds:5.1f} s  {trial.config}"
+
+
+def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, str]:
+    against = "" if base is None or base is score else str(accuracy_difference(score, base)).split(" (")[0]
+    latency = "" if score.latency_ms is None else f"{score.latency_ms:.3f}"
+    return f"{score.accuracy:.2%}", against, latency, f"{size / 1e6:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

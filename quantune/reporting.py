@@ -1,0 +1,171 @@
+"""What a search leaves behind, for people and for machines: recipe, per-layer table, report.json and report.html."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlir_passes.network import LAYERS, Network
+from quantune.builder import Builder, versions
+from quantune.config import QuantConfig
+from quantune.numerics import affine
+from quantune.plan import QuantizationPlan
+from quantune.report.report import build_report, verdict, write_report
+from quantune.runtime.artifact import Artifact
+from quantune.search.result import TuningResult, TuningTrial
+
+if TYPE_CHECKING:
+    from quantune.evaluator import Evaluator
+
+_FLOAT_KINDS = ("float",)
+
+
+def describe(
+    builder: Builder,
+    evaluator: Evaluator,
+    trial: TuningTrial,
+    artifact: Artifact,
+    verified: float,
+    command: tuple[str, ...],
+) -> dict[str, Any]:
+    """The recipe of an artifact: everything needed to make it again, and what it measured."""
+    assert trial.score is not None
+    provenance = artifact.provenance
+    assert provenance is not None
+    return {
+        "configuration": str(trial.config),
+        "model": provenance.model,
+        "model_fingerprint": provenance.fingerprint,
+        "target": provenance.target,
+        "pipeline": provenance.pipeline,
+        "flags": list(provenance.flags),
+        "versions": dict(provenance.versions),
+        "calibration_images": {} if builder.calib is None else _split(builder.calib),
+        "evaluation_images": _split(evaluator.split),
+        "sha256": provenance.sha256,
+        "size_bytes": artifact.size_bytes,
+        "accuracy": trial.score.accuracy,
+        "accuracy_of_the_file": verified,
+        "latency_ms": trial.score.latency_ms,
+        "threads": evaluator.threads,
+        "rebuild": shlex.join(command),
+    }
+
+
+def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | None) -> list[dict[str, Any]]:
+    """A row for each layer, with what the compiled program runs it in, and for each float operation, with why."""
+    executed = {row.layer: row for row in artifact.layers}
+    rows = []
+    for node in network.nodes:
+        if node.kind in LAYERS:
+            row = executed.get(node.layer)
+            ran = "unknown" if row is None else row.precision
+            entry: dict[str, Any] = {
+                "name": node.name,
+                "kind": _kind(node.kind, node.groups, node.shape[1]),
+                "executed": ran,
+                "macs": node.macs,
+            }
+            if plan is not None and node.name in plan.weights and node.weight is not None:
+                entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name])
+            if ran.startswith("f"):
+                entry["why"] = _why_float(plan, node.name)
+            rows.append(entry)
+        elif node.kind in _FLOAT_KINDS and plan is not None:
+            rows.append(
+                {
+                    "name": node.name,
+                    "kind": node.detail,
+                    "executed": "f32",
+                    "macs": 0,
+                    "why": "no integer form of this operation",
+                }
+            )
+    return rows
+
+
+def write_reports(
+    folder: Path,
+    tuning: TuningResult,
+    builder: Builder,
+    evaluator: Evaluator,
+    trial: TuningTrial | None,
+    artifact: Artifact | None,
+    command: tuple[str, ...],
+) -> dict[str, Any]:
+    """Write report.json and report.html; returns the record with its verdict."""
+    plan = None if trial is None else builder.plan(trial.config)
+    layers = [] if artifact is None else layer_table(builder.model.network, artifact, plan)
+    report = build_report(
+        tuning, model=builder.model.name, target=str(builder.target), default=QuantConfig(), layers=layers,
+        environment=environment(builder, evaluator), rebuild=[shlex.join(command)] if command else [],
+        notes=_notes(builder, evaluator, plan),
+    )  # fmt: skip
+    write_report(report, folder)
+    return {**report.model_dump(mode="json"), "verdict": verdict(report)}
+
+
+def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
+    """Where and with what everything was measured."""
+    return {
+        "processor": processor_name(),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "threads": str(evaluator.threads),
+        "flags": " ".join(builder.target.flags()),
+        "calibration": "none" if builder.calib is None else f"{builder.calib.source.name}, {len(builder.calib)} images",
+        "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",
+        **versions(),
+    }
+
+
+def processor_name() -> str:
+    """The processor as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None) -> list[str]:
+    notes: list[str] = []
+    if builder.calib is not None and len(builder.calib) < 10_000:
+        notes.append(f"calib=10000 used all {len(builder.calib)} calibration images there are")
+    if builder.calib is not None and len(builder.calib) < 1000:
+        notes.append(f"calib=1000 used all {len(builder.calib)} calibration images there are")
+    if builder.target.name != "cpu":
+        notes.append("the calibration ran on the CPU")
+    if plan is not None:
+        notes.extend(plan.notes)
+    return notes
+
+
+def _split(split: Any) -> dict[str, Any]:
+    return {"source": split.source.name, "count": len(split), "fingerprint": split.fingerprint}
+
+
+def _kind(kind: str, groups: int, channels: int) -> str:
+    if kind == "conv" and groups > 1:
+        return "depthwise" if groups == channels else "grouped conv"
+    return kind
+
+
+def _why_float(plan: QuantizationPlan | None, name: str) -> str:
+    if plan is None:
+        return "nothing is quantized"
+    return (
+        "quantized, but the compiler runs it in float"
+        if name in plan.weights
+        else "the first and the last layer stay f32 (mixed)"
+    )
+
+
+def _weight_sqnr(weight: np.ndarray, params: affine.QuantParams) -> float:
+    error = weight - affine.dequantize(affine.quantize(weight, params), params)
+    signal, noise = float(np.square(weight).sum()), float(np.square(error).sum())
+    return round(10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30))), 2)
