@@ -82,9 +82,9 @@ def test_crash_names_the_signal_and_keeps_a_reproducer(tmp_path: Path, shim) -> 
 
 def test_hang_is_stopped(tmp_path: Path, shim) -> None:
     started = time.monotonic()
-    with pytest.raises(CompileFailed, match=r"took longer than 0\.3 s"):
-        _compile(tmp_path, shim("import time; time.sleep(60)"), timeout_s=0.3)
-    assert time.monotonic() - started < 20
+    with pytest.raises(CompileFailed, match="took longer than 2 s"):
+        _compile(tmp_path, shim("import time; time.sleep(600)"), timeout_s=2)
+    assert time.monotonic() - started < 300
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -94,7 +94,7 @@ def test_children_of_a_hanging_compiler_are_stopped_too(tmp_path: Path, shim) ->
         f"pid = os.fork()\nif pid: open({str(tmp_path / 'child')!r}, 'w').write(str(pid))\nimport time; time.sleep(60)"
     )
     with pytest.raises(CompileFailed, match="took longer"):
-        _compile(tmp_path, shim(body), timeout_s=1)
+        _compile(tmp_path, shim(body), timeout_s=3)
     state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 

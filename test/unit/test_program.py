@@ -256,26 +256,28 @@ def test_a_long_run_is_stopped(compiled: iree.CompiledModule, images: Path) -> N
         worker.evaluate(compiled.path, images)
         started = time.monotonic()
         with pytest.raises(RunFailed, match=r"took longer than 0\.5 s"):
-            worker.evaluate(compiled.path, images, effort=Effort(min_seconds=60), timeout_s=0.5)
-        assert time.monotonic() - started < 10
+            worker.evaluate(compiled.path, images, effort=Effort(min_seconds=600), timeout_s=0.5)
+        assert time.monotonic() - started < 300
         assert len(worker.evaluate(compiled.path, images).logits) == 5
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "timeout_s", "message"),
     [
-        ("import os; os.kill(os.getpid(), 11)", "x.vmfb: the run ended with SIGSEGV"),
-        ("import sys; input(); sys.exit('gone wrong')", "ended with exit status 1: gone wrong"),
-        ("input(); import time; time.sleep(60)", r"took longer than 1 s"),
+        ("import os; os.kill(os.getpid(), 11)", 60, r"x\.vmfb: the run ended with SIGSEGV"),
+        ("import sys; input(); sys.exit('gone wrong')", 60, "ended with exit status 1: gone wrong"),
+        ("input(); import time; time.sleep(600)", 1, "took longer than 1 s"),
     ],
     ids=["crash", "exit", "hang"],
 )
-def test_bad_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str) -> None:
+def test_bad_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, timeout_s: float, message: str
+) -> None:
     shim = tmp_path / "python"
     shim.write_text(f"#!{sys.executable} -S\n{body}\n")
     shim.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(shim))
-    with Worker(timeout_s=1) as worker, pytest.raises(RunFailed, match=message):
+    with Worker(timeout_s=timeout_s) as worker, pytest.raises(RunFailed, match=message):
         worker.evaluate("x.vmfb", "images.npy")
 
 
