@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
 from optuna.trial import TrialState
 
@@ -50,7 +51,7 @@ def sampler(seed: int, **options: Any) -> XGBoostSampler:
 def propose(
     sampler: BaseSampler, count: int, direction: str = "maximize", space=SPACE, value=table, until=None
 ) -> list[dict]:
-    study = optuna.create_study(direction=direction, sampler=sampler)
+    study = optuna.create_study(direction=StudyDirection[direction.upper()], sampler=sampler)
     for _ in range(count):
         trial = study.ask(space)
         study.tell(trial, value(trial.params))

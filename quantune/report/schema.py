@@ -1,0 +1,104 @@
+"""The report's record (report.json): versioned, validated, readable by other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantune.errors import UsageError
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Measurement(_Part):
+    """One artifact, measured. accuracy and its 95 % interval are fractions; difference is against f32, in fractions."""
+
+    accuracy: float = Field(ge=0, le=1)
+    accuracy_interval: tuple[float, float] | None = None
+    difference: float | None = None
+    difference_error: float | None = None
+    difference_paired: bool = False
+    latency_ms: float | None = Field(default=None, gt=0)
+    latency_interval_ms: tuple[float, float] | None = None
+    size_bytes: int = Field(ge=0)
+    images: int = Field(ge=1)
+
+
+class TrialRow(_Part):
+    """One trial. kind: float artifacts are baselines. measurement is None exactly when the state is not complete."""
+
+    number: int
+    kind: Literal["search", "baseline"] = "search"
+    config: str
+    params: dict[str, str | int] = {}
+    state: Literal["complete", "failed", "lost"]
+    measurement: Measurement | None = None
+    feasible: bool | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+class LayerRow(_Part):
+    """One layer of the chosen artifact. executed: the number type its arithmetic really uses."""
+
+    name: str
+    kind: str
+    executed: str
+    macs: int | None = None
+    sqnr_db: float | None = None
+    why: str | None = None
+
+
+class Goal(_Part):
+    """What was asked for. max_drop is a fraction of top-1."""
+
+    metric: Literal["accuracy", "latency", "size"]
+    max_drop: float | None = None
+
+
+class Report(_Part):
+    """Everything the page shows. trials hold search trials and baselines; the other rows repeat entries of it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    target: str
+    objective: Goal
+    trials: list[TrialRow]
+    f32: TrialRow | None = None
+    default: TrialRow | None = None
+    best: TrialRow | None = None
+    best_quantized: TrialRow | None = None
+    feasible: bool
+    pareto: list[str] = []
+    layers: list[LayerRow] = []
+    environment: dict[str, str] = {}
+    rebuild: list[str] = []
+    notes: list[str] = []
+    stopped: str = ""
+    interrupted: bool = False
+    elapsed_s: float = 0.0
+    space_size: int | None = None
+
+
+def read_report(path: Path) -> Report:
+    """Read report.json. Raises UsageError that names the file and the first field that does not fit."""
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if found != SCHEMA_VERSION:
+        raise UsageError(f"{path}: schema_version is {found}, this program reads {SCHEMA_VERSION}")
+    try:
+        return Report.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: {where}: {first['msg']}") from error
