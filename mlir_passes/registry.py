@@ -31,6 +31,7 @@ PASSES: dict[str, str] = {
     "quantune-lower-quant": "mlir_passes.lower_quant:LowerQuant",
     "quantune-convert-to-f16": "mlir_passes.convert_to_f16:ConvertToF16",
     "quantune-to-nhwc": "mlir_passes.to_nhwc:ToNhwc",
+    "quantune-lower-to-cpu-kernels": "mlir_passes.cpu.lower_to_kernels:LowerToCpuKernels",
     "quantune-vulkan-sign-extension": "mlir_passes.vulkan.sign_extension:SignExtension",
     "quantune-outline-parameters": "mlir_passes.outline_parameters:OutlineParameters",
 }

@@ -1,0 +1,1 @@
+"""Rewrites that only CPUs need: kernels written for their vector instructions."""

@@ -1,0 +1,192 @@
+"""Calls of kernels, the tensors between them, and the constants they read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch_mlir import ir
+from torch_mlir.dialects import arith, tensor
+
+from mlir_passes import match
+from mlir_passes.build import constant, elementwise, layer_of, parameter, set_layer, tensor_type
+from mlir_passes.cpu.kernels.text import NAME, Layout
+from mlir_passes.cpu.patterns import Padded, Parameter, padded
+
+
+class KernelSpec(Protocol):
+    """What every family of kernels offers."""
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of one call."""
+        ...
+
+    def text(self) -> str:
+        """The kernel's MLIR."""
+        ...
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor as kernels hold it: u8 bytes in a layout."""
+
+    value: ir.Value
+    layout: Layout
+
+
+class Calls:
+    """The kernels of a module, and ``buffers``: the form that kernels read of each i8 value they make."""
+
+    def __init__(self, module: ir.Operation) -> None:
+        self.module = module
+        self.buffers: dict[ir.Value, Buffer] = {}
+        self._converted: dict[ir.Value, Buffer] = {}
+        self._names: dict[str, str] = {}
+
+    def call(self, spec: KernelSpec, operands: Sequence[ir.Value], result: ir.Type, source: ir.Operation) -> ir.Value:
+        """Call a kernel, at the location and for the layer of ``source``; an equal kernel is there only once."""
+        name = self._kernel(spec)
+        count = len(operands)
+        attributes = {
+            "entry_points": ir.Attribute.parse(f"[@{name}::@{name}]"),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([0, count, 0, 0]),
+            "tied_operands": ir.Attribute.parse("[-1 : index]"),
+        }
+        if spec.macs:
+            attributes["quantune.macs"] = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), spec.macs)
+        op = ir.Operation.create("flow.dispatch", [result], list(operands), attributes, loc=source.location)
+        set_layer(op, layer_of(source))
+        return op.results[0]
+
+    def _kernel(self, spec: KernelSpec) -> str:
+        text = spec.text()
+        if text not in self._names:
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(spec).__name__).lower()
+            self._names[text] = name = f"quantune_{kind}_{len(self._names)}"
+            parsed = ir.Module.parse(text.replace(NAME, name), context=self.module.context)
+            parsed.body.operations[0].operation.clone(
+                ip=ir.InsertionPoint.at_block_begin(self.module.regions[0].blocks[0])
+            )
+        return self._names[text]
+
+    # Tensors
+
+    def buffer(self, value: ir.Value) -> Buffer:
+        """The kernels' form of an i8 value; converted here where no kernel makes it."""
+        if value in self.buffers:
+            return self.buffers[value]
+        if value not in self._converted:
+            layout, number = self.layout(value)
+            self._converted[value] = Buffer(self._bordered(value, layout, number), layout)
+        return self._converted[value]
+
+    def layout(self, value: ir.Value) -> tuple[Layout, Parameter | None]:
+        """The layout that all readers of a value agree with, and the number in its border."""
+        h, w, c = image_shape(value)
+        wanted = [each for each in map(_read_by, value.uses) if each is not None and each.number is not None]
+        sides = [max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")]
+        return Layout(h, w, c, *sides), wanted[0].number if wanted else None
+
+    def plain(self, value: ir.Value) -> ir.Value:
+        """The i8 value that a buffer stands for."""
+        buffer = self.buffers[value]
+        layout, kind = buffer.layout, ir.RankedTensorType(value.type)
+        image = unbordered(buffer.value, layout, kind)
+        return elementwise([image], kind, _flip)
+
+    def _bordered(self, value: ir.Value, layout: Layout, number: Parameter | None) -> ir.Value:
+        kind = ir.RankedTensorType(value.type)
+        flipped = elementwise([value], kind, _flip)
+        image = reshaped(flipped, [layout.h, layout.w, layout.c])
+        if tuple(image.type.shape) == layout.shape:
+            return image
+        filling = tensor.extract(self.border(number, ()), [])
+        low = [layout.top, layout.left, 0]
+        high = [layout.bottom, layout.right, layout.stride - layout.c]
+        pad = tensor.PadOp(tensor_type(layout.shape, np.int8), image, [], [], low, high)
+        location = ir.Location.current
+        block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 3, arg_locs=[location] * 3)
+        with ir.InsertionPoint(block), location:
+            tensor.YieldOp(filling)
+        return pad.result
+
+    # Constants
+
+    def border(self, number: Parameter | None, shape: tuple[int, ...]) -> ir.Value:
+        """The byte that fills a border, repeated to a shape."""
+        tag = None if number is None else tag_like(number, "border")
+        return self.constant(tag, np.full(shape, border_byte(number), np.uint8).view(np.int8))
+
+    def constant(self, tag: str | None, numbers: np.ndarray) -> ir.Value:
+        """A constant, tagged if there is a tag."""
+        return constant(numbers) if tag is None else parameter(tag, numbers)
+
+
+def tag_like(given: Parameter, role: str) -> str | None:
+    """The tag of another number of the same layer."""
+    return None if given.tag is None else f"{given.tag.rpartition('.')[0]}.{role}"
+
+
+def border_byte(number: Parameter | None) -> int:
+    """The u8 that fills a border; 0 where there is none."""
+    return 0 if number is None else int(number.numbers) + 128
+
+
+def image_shape(value: ir.Value) -> tuple[int, int, int]:
+    """Height, width and channels of [1, h, w, c] or [1, c]; raises ValueError for any other shape."""
+    shape = match.shape_of(value)
+    if shape[0] != 1 or len(shape) not in (2, 4):
+        raise ValueError(f"shape {shape} is not that of one image")
+    return (1, 1, shape[1]) if len(shape) == 2 else (shape[1], shape[2], shape[3])
+
+
+def unbordered(value: ir.Value, layout: Layout, kind: ir.RankedTensorType) -> ir.Value:
+    """The image in a buffer, in the shape of ``kind``."""
+    element = kind.element_type
+    if layout.shape != (layout.h, layout.w, layout.c):
+        attributes = {
+            "static_offsets": ir.DenseI64ArrayAttr.get([layout.top, layout.left, 0]),
+            "static_sizes": ir.DenseI64ArrayAttr.get([layout.h, layout.w, layout.c]),
+            "static_strides": ir.DenseI64ArrayAttr.get([1, 1, 1]),
+            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
+        }
+        image = tensor_type([layout.h, layout.w, layout.c], element)
+        value = ir.Operation.create("tensor.extract_slice", [image], [value], attributes).results[0]
+    return reshaped(value, list(kind.shape))
+
+
+def reshaped(value: ir.Value, shape: list[int]) -> ir.Value:
+    """Change between [h, w, c], [1, h, w, c] and [1, c]."""
+    kind = ir.RankedTensorType(value.type)
+    if list(kind.shape) == shape:
+        return value
+    longer, shorter = (kind.rank, len(shape)) if kind.rank > len(shape) else (len(shape), kind.rank)
+    lead = longer - shorter + 1
+    groups = [list(range(lead)), *([i] for i in range(lead, longer))]
+    attributes: dict[str, ir.Attribute] = {"reassociation": ir.Attribute.parse(str(groups))}
+    name = "tensor.collapse_shape"
+    if len(shape) > kind.rank:
+        name = "tensor.expand_shape"
+        attributes["static_output_shape"] = ir.DenseI64ArrayAttr.get(shape)
+    return ir.Operation.create(name, [tensor_type(shape, kind.element_type)], [value], attributes).results[0]
+
+
+def _read_by(use: ir.OpOperand) -> Padded | None:
+    op = use.owner.operation
+    if op.name != "tensor.pad":
+        return None
+    readers = {each.owner.operation.name for each in op.results[0].uses}
+    if "linalg.pooling_nhwc_max" in readers:
+        return None
+    return padded(op.results[0])
+
+
+def _flip(x: ir.Value) -> ir.Value:
+    """Between i8 and the u8 that is 128 larger."""
+    i8 = ir.IntegerType.get_signless(8)
+    return arith.xori(x, arith.ConstantOp(i8, ir.IntegerAttr.get(i8, -128)).result)
+

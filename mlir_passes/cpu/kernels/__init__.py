@@ -1,0 +1,1 @@
+"""Kernels for CPUs, written as MLIR for exactly one shape each; one file a family."""

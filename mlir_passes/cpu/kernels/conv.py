@@ -1,0 +1,231 @@
+"""Dense convolution u8 x s8 as an implicit matrix product: any window, stride and dilation; 1x1 and matrix-vector too.
+
+A workgroup has a range of row tiles and of channel tiles. A tile is R rows x P columns x NB blocks of one vector of output
+channels, all its accumulators in registers. Each step takes four input channels of one tap: P·R broadcasts, NB vectors of
+weights, and their products. Where a size is no multiple of the tile, the last tile starts earlier and computes a part
+again: the same numbers, and no remainder code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border
+from mlir_passes.cpu.kernels.text import Kernel, Layout
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's or pool's window, and where its first position lies relative to the image's corner."""
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    top: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows, columns and channel blocks that one set of accumulators holds."""
+
+    rows: int
+    columns: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One dense convolution: input and result layouts, window, how it ends, and its tile."""
+
+    x: Layout
+    y: Layout
+    window: Window
+    form: Form
+    tile: Tile
+    isa: Isa
+
+    @property
+    def steps(self) -> int:
+        """Groups of four input channels over the whole window."""
+        return math.prod(self.window.kernel) * -(-self.x.c // 4)
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """First channel of each block of each channel tile; the last of both may overlap the one before."""
+        return channel_tiles(self.y.c, self.isa.lanes, self.tile.blocks)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of one call."""
+        return self.y.h * self.y.w * self.y.c * self.x.c * math.prod(self.window.kernel)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Weights i8[kh, kw, ci, co] in the order in which the kernel reads them."""
+        kh, kw, ci, co = weight.shape
+        lanes, groups = self.isa.lanes, -(-ci // 4)
+        padded = np.zeros((kh, kw, groups * 4, max(co, lanes)), np.int8)
+        padded[:, :, :ci, :co] = weight
+        blocks = np.stack([[padded[..., s : s + lanes] for s in tile] for tile in self.starts])
+        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, groups, 4, lanes)
+        return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 6, 5)).reshape(-1)
+
+    def pack_channels(self, values: np.ndarray) -> np.ndarray:
+        """Numbers a channel in the order of the blocks."""
+        return gather_channels(values, self.starts, self.isa.lanes)
+
+    def text(self) -> str:
+        """The kernel's MLIR."""
+        return _Emitter(self).text()
+
+
+def channel_tiles(channels: int, lanes: int, blocks: int) -> list[list[int]]:
+    """Start channels of blocks of ``lanes`` channels, ``blocks`` to a tile."""
+    starts = [min(i * lanes, max(channels - lanes, 0)) for i in range(-(-channels // lanes))]
+    tiles = range(-(-len(starts) // blocks))
+    return [[starts[min(t * blocks, len(starts) - blocks) + n] for n in range(blocks)] for t in tiles]
+
+
+def gather_channels(values: np.ndarray, starts: list[list[int]], lanes: int) -> np.ndarray:
+    """Repeat per-channel numbers block by block; channels that do not exist get 0."""
+    padded = np.concatenate([values, np.zeros(max(0, lanes - len(values)), values.dtype)])
+    return np.concatenate([padded[s : s + lanes] for tile in starts for s in tile])
+
+
+class _Emitter:
+    def __init__(self, conv: Conv) -> None:
+        self.conv = conv
+        x, y, tile, self.lanes = conv.x, conv.y, conv.tile, conv.isa.lanes
+        channels = len(conv.starts) * tile.blocks * self.lanes
+        weights = conv.steps * channels * 4
+        result = "f32" if conv.form.kind == REAL else "i8"
+        bindings = [("i8", x.size), ("i8", weights), *conv.form.bindings(channels), (result, y.size)]
+        self.out = len(bindings) - 1
+        self.row_tiles, self.channel_tiles = -(-y.h // tile.rows), len(conv.starts)
+        self.k = Kernel(bindings, split_work(conv.macs, self.row_tiles, self.channel_tiles))
+        self.accs = [(r, p, n) for r in range(tile.rows) for p in range(tile.columns) for n in range(tile.blocks)]
+
+    def text(self) -> str:
+        k, conv = self.k, self.conv
+        self.epilogue = Epilogue(k, conv.form, 2, self.lanes)
+        if conv.form.kind != REAL and conv.y.has_border:
+            in_first_workgroup(k, lambda: fill_border(k, self.epilogue, self.out, conv.y))
+        rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
+        channels = work_range(k, "%wgy", self.channel_tiles, k.workgroups[1])
+        # Few weights stay in the first cache while rows pass; many are passed over once per range of rows.
+        nested = (rows, channels) if k.bindings[1][1] <= 24 << 10 else (channels, rows)
+        with k.loop(*nested[0]) as outer, k.loop(*nested[1]) as inner:
+            row, channel = (outer.index, inner.index) if nested[0] is rows else (inner.index, outer.index)
+            self._row_tile(row, channel)
+        return k.text()
+
+    def _row_tile(self, row_tile: str, channel_tile: str) -> None:
+        k, tile, y = self.k, self.conv.tile, self.conv.y
+        row = k.least(k.mul(row_tile, tile.rows), y.h - tile.rows)
+        blocks = k.mul(channel_tile, tile.blocks * self.lanes)
+        starts = self.conv.starts
+        count = -(-y.c // self.lanes)
+        first = k.least(k.mul(channel_tile, tile.blocks), count - tile.blocks)
+        limit = max(y.c - self.lanes, 0)
+        channels = [k.least(k.mul(k.add(first, n), self.lanes), limit) for n in range(tile.blocks)]
+        assert len(starts) == self.channel_tiles
+        biases = [self.epilogue.bias(k.add(blocks, n * self.lanes)) for n in range(tile.blocks)]
+        scales = [self.epilogue.scale(k.add(blocks, n * self.lanes)) for n in range(tile.blocks)]
+        with k.loop(0, y.w, tile.columns) as loop:
+            column = k.least(loop.index, y.w - tile.columns)
+            accs = self._accumulate(row, column, channel_tile, biases)
+            self._finish(row, column, channels, scales, accs)
+
+    def _accumulate(self, row: str, column: str, channel_tile: str, biases: list[str]) -> list[str]:
+        k, conv = self.k, self.conv
+        x, window, groups = conv.x, conv.window, -(-conv.x.c // 4)
+        kh, kw = window.kernel
+        corner = x.at(-window.top, -window.left)
+        start = k.add(k.mul(row, window.strides[0] * x.pitch), k.mul(column, window.strides[1] * x.stride), corner)
+        weight = k.mul(channel_tile, conv.steps * self._step_bytes)
+        values, kind = [biases[n] for _, _, n in self.accs], f"vector<{self.lanes}xi32>"
+        # Taps of one row and their channels are one run of memory where nothing lies between.
+        merged = window.dilations[1] == 1 and x.stride == groups * 4
+        loops = [(kh, window.dilations[0] * x.pitch, kw * groups)]
+        loops += [(kw * groups, 4, 1)] if merged else [(kw, window.dilations[1] * x.stride, groups), (groups, 4, 1)]
+        loops = [each for each in loops if each[0] > 1] or [(1, 4, 1)]
+        return self._nest(loops, start, weight, values, kind)
+
+    def _nest(self, loops: list[tuple[int, int, int]], x: str, weight: str, values: list[str], kind: str) -> list[str]:
+        k = self.k
+        if not loops:
+            return self._step(x, weight, values)
+        (count, x_step, w_step), *inner = loops
+        with k.loop(0, count, 1, values, kind) as loop:
+            x_at = k.add(x, k.mul(loop.index, x_step))
+            w_at = k.add(weight, k.mul(loop.index, w_step * self._step_bytes))
+            loop.values = self._nest(inner, x_at, w_at, loop.values, kind)
+        return loop.values
+
+    @property
+    def _step_bytes(self) -> int:
+        return self.conv.tile.blocks * self.lanes * 4
+
+    def _step(self, x: str, weight: str, accs: list[str]) -> list[str]:
+        k, conv, width = self.k, self.conv, self.lanes * 4
+        sh, sw = conv.window.strides
+        kinds = [f"vector<{self.lanes}xi32>", f"vector<{width}xi8>", f"vector<{width}xi8>"]
+        weights = [k.load(1, k.add(weight, n * width), kinds[1]) for n in range(conv.tile.blocks)]
+        results, pixels = [], {}
+        for (r, p, n), acc in zip(self.accs, accs, strict=True):
+            if (r, p) not in pixels:
+                at = k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride)
+                four = k.op(f"vector.bitcast {k.load(0, at, 'vector<4xi8>')} : vector<4xi8> to vector<1xi32>")
+                one = k.op(f"vector.extract {four}[0] : i32 from vector<1xi32>")
+                splat = k.splat(one, "i32", self.lanes)
+                pixels[r, p] = k.op(f"vector.bitcast {splat} : {kinds[0]} to {kinds[1]}")
+            results.append(k.intrinsic(conv.isa.dot(width), [acc, pixels[r, p], weights[n]], kinds, kinds[0]))
+        return results
+
+    def _finish(self, row: str, column: str, channels: list[str], scales: list[str], accs: list[str]) -> None:
+        k, conv = self.k, self.conv
+        y, residual = conv.y, conv.form.residual
+        base = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), y.at())
+        other = ""
+        if residual is not None:
+            other = k.add(k.mul(row, residual.pitch), k.mul(column, residual.stride), residual.at())
+        for (r, p, n), acc in zip(self.accs, accs, strict=True):
+            added = None
+            if residual is not None:
+                at = k.add(other, channels[n], r * residual.pitch + p * residual.stride)
+                added = k.load(self.out - 1, at, f"vector<{self.lanes}xi8>")
+            value = self.epilogue.finish(acc, scales[n], added)
+            self.epilogue.store(value, self.out, k.add(base, channels[n], r * y.pitch + p * y.stride))
+
+
+def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
+    """Emit ``body`` so that only one workgroup runs it."""
+    both = k.op("arith.addi %wgx, %wgy : index")
+    k.line(f"scf.if {k.op(f'arith.cmpi eq, {both}, {k.index(0)} : index')} {{")
+    body()
+    k.line("}")
+
+
+def work_range(k: Kernel, workgroup: str, tiles: int, workgroups: int) -> tuple[str | int, str | int]:
+    """The tiles of one workgroup: an equal share, larger ones first."""
+    if workgroups == 1:
+        return 0, tiles
+    size, larger = divmod(tiles, workgroups)
+    start = k.add(k.mul(workgroup, size), k.least(workgroup, larger))
+    following = k.add(workgroup, 1)
+    return start, k.add(k.mul(following, size), k.least(following, larger))
+
+
+def split_work(work: int, row_tiles: int, channel_tiles: int = 1) -> tuple[int, int]:
+    """Workgroups along rows and channels for ``work`` multiplications: enough for several threads, none too small."""
+    wanted = max(1, min(16, work // 500_000))
+    if row_tiles >= 2 * wanted or channel_tiles == 1:
+        return min(wanted, row_tiles), 1
+    if channel_tiles >= wanted:
+        return 1, wanted
+    return min(row_tiles, -(-wanted // channel_tiles)), channel_tiles

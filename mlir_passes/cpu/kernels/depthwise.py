@@ -1,0 +1,172 @@
+"""Depthwise convolution u8 x s8: any window, stride and dilation, vectorized over channels.
+
+Four taps of one row are interleaved byte by byte, so that every i32 lane holds one channel's taps and one dot product
+instruction multiplies and adds them: unpacking pairs of bytes, then pairs of pairs. Within each 128-bit lane this permutes
+the channels over the four accumulators; bias and multipliers are stored in that order, and packing the results back to
+bytes undoes it. Several output rows at a time share the interleaved input rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.conv import Window, channel_tiles, in_first_workgroup, split_work, work_range
+from mlir_passes.cpu.kernels.epilogue import Epilogue, Form, fill_border
+from mlir_passes.cpu.kernels.text import Kernel, Layout
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """One depthwise convolution: input and result layouts, window, how it ends, and the output rows of a tile."""
+
+    x: Layout
+    y: Layout
+    window: Window
+    form: Form
+    isa: Isa
+
+    @property
+    def width(self) -> int:
+        """Channels in a block: one byte vector."""
+        return next(w for w in (64, 32, 16) if w <= self.isa.width and (w <= self.y.c or w == 16))
+
+    @property
+    def rows(self) -> int:
+        """Output rows of a tile."""
+        most = 4 if self.isa.registers > 16 else 2
+        return min(range(1, min(most, self.y.h) + 1), key=lambda r: (-(-self.y.h // r) * (r + 1), r))
+
+    @property
+    def starts(self) -> list[int]:
+        """First channel of each block; the last may overlap the one before."""
+        return [tile[0] for tile in channel_tiles(self.y.c, self.width, 1)]
+
+    @property
+    def groups(self) -> int:
+        """Groups of four taps in a row of the window."""
+        return -(-self.window.kernel[1] // 4)
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of one call."""
+        return self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
+
+    def _order(self) -> np.ndarray:
+        """Channel of each lane: [accumulator, lane]."""
+        lane = np.arange(self.width // 16)[None, :, None] * 16
+        return (lane + np.arange(4)[:, None, None] * 4 + np.arange(4)).reshape(4, -1)
+
+    def pack(self, weight: np.ndarray) -> np.ndarray:
+        """Weights i8[kh, kw, c] as [block][row][group][accumulator][lane][tap]."""
+        kh, kw, c = weight.shape
+        padded = np.zeros((kh, self.groups * 4, max(c, self.width)), np.int8)
+        padded[:, :kw, :c] = weight
+        split = padded.reshape(kh, self.groups, 4, -1).transpose(0, 1, 3, 2)
+        return np.concatenate([split[:, :, s + self._order()].reshape(-1) for s in self.starts])
+
+    def pack_channels(self, values: np.ndarray) -> np.ndarray:
+        """Numbers a channel as [block][accumulator][lane]."""
+        padded = np.concatenate([values, np.zeros(max(0, self.width - len(values)), values.dtype)])
+        return np.concatenate([padded[s + self._order()].reshape(-1) for s in self.starts])
+
+    def text(self) -> str:
+        """The kernel's MLIR."""
+        return _Emitter(self).text()
+
+
+class _Emitter:
+    def __init__(self, conv: Depthwise) -> None:
+        self.conv = conv
+        blocks, self.width = len(conv.starts), conv.width
+        self.block_bytes = conv.window.kernel[0] * conv.groups * 4 * self.width
+        channels = blocks * self.width
+        bindings = [
+            ("i8", conv.x.size), ("i8", blocks * self.block_bytes), *conv.form.bindings(channels), ("i8", conv.y.size),
+        ]  # fmt: skip
+        self.out = len(bindings) - 1
+        self.row_tiles = -(-conv.y.h // conv.rows)
+        # One of these multiplications costs about as much as eight of a dense convolution's.
+        self.k = Kernel(bindings, split_work(conv.macs * 8, self.row_tiles))
+        self.bytes, self.sums = f"vector<{self.width}xi8>", f"vector<{self.width // 4}xi32>"
+
+    def text(self) -> str:
+        k, conv = self.k, self.conv
+        y, x, window = conv.y, conv.x, conv.window
+        self.epilogue = Epilogue(k, conv.form, 2, self.width // 4)
+        if y.has_border:
+            in_first_workgroup(k, lambda: fill_border(k, self.epilogue, self.out, y))
+        rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
+        with k.loop(*rows) as tile, k.loop(0, len(conv.starts)) as block:
+            row = k.least(k.mul(tile.index, conv.rows), y.h - conv.rows)
+            channel = k.least(k.mul(block.index, self.width), max(y.c - self.width, 0))
+            numbers = k.mul(block.index, self.width)
+            parts = [k.add(numbers, j * self.width // 4) for j in range(4)]
+            biases, scales = [self.epilogue.bias(at) for at in parts], [self.epilogue.scale(at) for at in parts]
+            weight = k.mul(block.index, self.block_bytes)
+            x_row = k.add(k.mul(row, window.strides[0] * x.pitch), channel, x.at(-window.top, -window.left))
+            y_row = k.add(k.mul(row, y.pitch), channel, y.at())
+            with k.loop(0, y.w) as column:
+                x_at = k.add(x_row, k.mul(column.index, window.strides[1] * x.stride))
+                accs = self._accumulate(x_at, weight, biases)
+                y_at = k.add(y_row, k.mul(column.index, y.stride))
+                for r, sums in enumerate(accs):
+                    self._store([self.epilogue.finish(s, m) for s, m in zip(sums, scales, strict=True)],
+                                k.add(y_at, r * y.pitch))  # fmt: skip
+        return k.text()
+
+    def _accumulate(self, x_at: str, weight: str, biases: list[str]) -> list[list[str]]:
+        k, conv, window = self.k, self.conv, self.conv.window
+        accs = [list(biases) for _ in range(conv.rows)]
+        readers: dict[int, list[tuple[int, int]]] = {}
+        for r in range(conv.rows):
+            for kh in range(window.kernel[0]):
+                readers.setdefault(r * window.strides[0] + kh * window.dilations[0], []).append((r, kh))
+        kinds = [self.sums, self.bytes, self.bytes]
+        for input_row, pairs in sorted(readers.items()):
+            for group in range(conv.groups):
+                quads = self._interleaved(k.add(x_at, input_row * conv.x.pitch), group)
+                for r, kh in pairs:
+                    for j, quad in enumerate(quads):
+                        at = k.add(weight, ((kh * conv.groups + group) * 4 + j) * self.width)
+                        operands = [accs[r][j], quad, k.load(1, at, self.bytes)]
+                        accs[r][j] = k.intrinsic(conv.isa.dot(self.width), operands, kinds, self.sums)
+        return accs
+
+    def _interleaved(self, row: str, group: int) -> list[str]:
+        """Four vectors whose i32 lanes hold one channel's four taps each."""
+        k, window = self.k, self.conv.window
+        step = window.dilations[1] * self.conv.x.stride
+        none = k.constant("dense<0>", self.bytes)
+        taps = [
+            k.load(0, k.add(row, tap * step), self.bytes) if tap < window.kernel[1] else none
+            for tap in range(group * 4, group * 4 + 4)
+        ]
+        words = f"vector<{self.width // 2}xi16>"
+        halves = []
+        for high in (False, True):
+            pairs = [self._unpack(*taps[i : i + 2], "i8", self.width, high=high) for i in (0, 2)]
+            halves.append([k.op(f"vector.bitcast {pair} : {self.bytes} to {words}") for pair in pairs])
+        return [
+            k.op(f"vector.bitcast {self._unpack(a, b, 'i16', self.width // 2, high=high)} : {words} to {self.bytes}")
+            for a, b in halves
+            for high in (False, True)
+        ]
+
+    def _unpack(self, a: str, b: str, kind: str, count: int, *, high: bool) -> str:
+        """Elements of ``a`` and ``b`` in turn, from the low or high half of every 128-bit lane."""
+        lane = 16 if kind == "i8" else 8
+        first = lane // 2 if high else 0
+        order = [i for start in range(0, count, lane) for e in range(first, first + lane // 2) for i in (start + e, count + start + e)]  # fmt: skip # noqa: E501
+        vector = f"vector<{count}x{kind}>"
+        return self.k.op(f"vector.shuffle {a}, {b} {order} : {vector}, {vector}")
+
+    def _store(self, values: list[str], at: str) -> None:
+        k, width = self.k, self.width
+        to_words, to_bytes = self.conv.isa.packs(width)
+        words = f"vector<{width // 2}xi16>"
+        pairs = [k.intrinsic(to_words, values[i : i + 2], [self.sums] * 2, words) for i in (0, 2)]
+        k.store(k.intrinsic(to_bytes, pairs, [words] * 2, self.bytes), self.out, at, self.bytes)

@@ -1,0 +1,134 @@
+"""Maximum and sum over windows, vectorized over channels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.conv import (
+    Window,
+    channel_tiles,
+    gather_channels,
+    in_first_workgroup,
+    split_work,
+    work_range,
+)
+from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border, fill_border_with
+from mlir_passes.cpu.kernels.text import Kernel, Layout
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The maximum of each window. Positions outside the image repeat its edge, which changes no maximum."""
+
+    x: Layout
+    y: Layout
+    window: Window
+    isa: Isa
+
+    @property
+    def macs(self) -> int:
+        """No multiplications."""
+        return 0
+
+    def text(self) -> str:
+        """The kernel's MLIR; bindings: input, 16 border bytes, result."""
+        x, y, window = self.x, self.y, self.window
+        width = byte_width(self.isa, y.c)
+        k = Kernel([("i8", x.size), ("i8", 16), ("i8", y.size)],
+                   split_work(y.h * y.w * y.c * math.prod(window.kernel), y.h))  # fmt: skip
+        kind = f"vector<{width}xi8>"
+        if y.has_border:
+            in_first_workgroup(k, lambda: fill_border_with(k, k.load(1, k.index(0), "vector<16xi8>"), 2, y))
+        with k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row:
+            rows = _positions(k, row.index, window.strides[0], window.top, window.kernel[0], x.h)
+            rows = [k.add(k.mul(r, x.pitch), x.at()) for r in rows]
+            with k.loop(0, y.w) as column:
+                columns = _positions(k, column.index, window.strides[1], window.left, window.kernel[1], x.w)
+                columns = [k.mul(c, x.stride) for c in columns]
+                out = k.add(k.mul(row.index, y.pitch), k.mul(column.index, y.stride), y.at())
+                with k.loop(0, len(channel_tiles(y.c, width, 1))) as block:
+                    channel = k.least(k.mul(block.index, width), max(y.c - width, 0))
+                    best = ""
+                    for r in rows:
+                        for c in columns:
+                            value = k.load(0, k.add(r, c, channel), kind)
+                            best = k.op(f"arith.maxui {best}, {value} : {kind}") if best else value
+                    k.store(best, 2, k.add(out, channel), kind)
+        return k.text()
+
+
+@dataclass(frozen=True)
+class SumPool:
+    """The sum of each window, requantized or as f32; the whole image is one window too."""
+
+    x: Layout
+    y: Layout
+    window: Window
+    form: Form
+    isa: Isa
+
+    @property
+    def macs(self) -> int:
+        """No multiplications."""
+        return 0
+
+    @property
+    def starts(self) -> list[list[int]]:
+        """First channel of each block."""
+        return channel_tiles(self.y.c, self.isa.lanes, 1)
+
+    def pack_channels(self, values: np.ndarray) -> np.ndarray:
+        """Numbers a channel in the order of the blocks."""
+        return gather_channels(values, self.starts, self.isa.lanes)
+
+    def text(self) -> str:
+        """The kernel's MLIR; bindings: input, those of the form, result."""
+        x, y, window, lanes = self.x, self.y, self.window, self.isa.lanes
+        result = ("f32" if self.form.kind == REAL else "i8", y.size)
+        bindings = [("i8", x.size), *self.form.bindings(len(self.starts) * lanes), result]
+        out = len(bindings) - 1
+        k = Kernel(bindings, split_work(y.h * y.w * y.c * math.prod(window.kernel), y.h))
+        epilogue = Epilogue(k, self.form, 1, lanes)
+        if self.form.kind != REAL and y.has_border:
+            in_first_workgroup(k, lambda: fill_border(k, epilogue, out, y))
+        with (
+            k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row,
+            k.loop(0, y.w) as column,
+            k.loop(0, len(self.starts)) as block,
+        ):
+            channel = k.least(k.mul(block.index, lanes), max(y.c - lanes, 0))
+            numbers = k.mul(block.index, lanes)
+            corner = x.at(-window.top, -window.left)
+            start = k.add(
+                k.mul(row.index, window.strides[0] * x.pitch),
+                k.mul(column.index, window.strides[1] * x.stride),
+                channel,
+                corner,
+            )
+            kind, narrow = f"vector<{lanes}xi32>", f"vector<{lanes}xi8>"
+            with k.loop(0, window.kernel[0], 1, [epilogue.bias(numbers)], kind) as kh:
+                at = k.add(start, k.mul(kh.index, window.dilations[0] * x.pitch))
+                with k.loop(0, window.kernel[1], 1, kh.values, kind) as kw:
+                    value = k.load(0, k.add(at, k.mul(kw.index, window.dilations[1] * x.stride)), narrow)
+                    wide = k.op(f"arith.extui {value} : {narrow} to {kind}")
+                    kw.values = [k.op(f"arith.addi {kw.values[0]}, {wide} : {kind}")]
+                kh.values = kw.values
+            value = epilogue.finish(kh.values[0], epilogue.scale(numbers))
+            at = k.add(k.mul(row.index, y.pitch), k.mul(column.index, y.stride), channel, y.at())
+            epilogue.store(value, out, at)
+        return k.text()
+
+
+def byte_width(isa: Isa, channels: int) -> int:
+    """The widest byte vector that ``channels`` fill."""
+    return next(w for w in (64, 32, 16) if w <= isa.width and (w <= channels or w == 16))
+
+
+def _positions(k: Kernel, index: str, stride: int, before: int, count: int, size: int) -> list[str]:
+    """Input positions of a window's taps along one dimension, moved into the image."""
+    start = k.mul(index, stride)
+    return [k.least(k.most(k.add(start, tap - before), 0), size - 1) for tap in range(count)]

@@ -1,0 +1,35 @@
+"""Which tile a convolution gets: a model of one core's cycles, the same for every shape."""
+
+from __future__ import annotations
+
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.conv import Tile, Window
+from mlir_passes.cpu.kernels.text import Layout
+
+_LATENCY = 4  # cycles until a product's sum can be added to again
+_STEP_OVERHEAD = 1.0
+_EPILOGUE = 4.0  # cycles for one accumulator
+_FIRST_CACHE = 32 << 10
+
+
+def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa) -> Tile:
+    """The tile with the fewest cycles for the whole layer; the smaller one of equals."""
+    steps = window.kernel[0] * window.kernel[1] * -(-x.c // 4)
+    blocks = -(-y.c // isa.lanes)
+    candidates = [
+        Tile(r, p, n)
+        for r in range(1, min(y.h, 4) + 1)
+        for p in range(1, min(y.w, 14) + 1)
+        for n in range(1, min(blocks, 9) + 1)
+        if r * p * n + n + 2 <= isa.registers and (r == 1 or p == y.w)
+    ]
+
+    def cycles(tile: Tile) -> float:
+        pixels = tile.rows * tile.columns
+        sums = pixels * tile.blocks
+        streamed = tile.blocks if steps * tile.blocks * isa.width > _FIRST_CACHE else 0
+        step = max(sums / 2, (pixels + tile.blocks) / 2, streamed, _LATENCY) + _STEP_OVERHEAD
+        tiles = -(-y.h // tile.rows) * -(-y.w // tile.columns) * -(-blocks // tile.blocks)
+        return tiles * (steps * step + sums * _EPILOGUE)
+
+    return min(candidates, key=lambda tile: (cycles(tile), tile.rows * tile.columns * tile.blocks))
