@@ -1,0 +1,41 @@
+"""Quantized CNNs, tuned and compiled: a PyTorch model, calibration images and a target in, the best artifact out.
+
+The names below are loaded when they are first used, so that importing quantune loads neither torch nor a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantune.api import Result, compile, quantize
+    from quantune.config import QuantConfig
+    from quantune.runtime.artifact import Artifact, load
+    from quantune.runtime.benchmark import benchmark
+
+__version__ = "0.1.0"
+
+__all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "load", "quantize"]
+
+_HOMES = {
+    "Artifact": "quantune.runtime.artifact",
+    "QuantConfig": "quantune.config",
+    "Result": "quantune.api",
+    "benchmark": "quantune.runtime.benchmark",
+    "compile": "quantune.api",
+    "load": "quantune.runtime.artifact",
+    "quantize": "quantune.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantune' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,23 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch_mlir.ir import Context, Operation
+
+class PassManager:
+    def __init__(self, anchor_op: str = "any", context: Context | None = None) -> None: ...
+    @staticmethod
+    def parse(pipeline: str, context: Context | None = None) -> PassManager: ...
+    def add(
+        self,
+        run: str | Callable[[Operation, Any], None],
+        name: str | None = None,
+        argument: str = "",
+        description: str = "",
+        op_name: str = "",
+    ) -> None: ...
+    def enable_ir_printing(
+        self, *, large_elements_limit: int | None = None, tree_printing_dir_path: str | None = None, **options: Any
+    ) -> None: ...
+    def enable_timing(self) -> None: ...
+    def enable_verifier(self, enable: bool) -> None: ...
+    def run(self, operation: Operation) -> None: ...
