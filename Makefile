@@ -1,0 +1,73 @@
+# make help lists the targets. Everything runs in .venv; PYTHON=… chooses the interpreter that makes it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# CPU builds of torch: a tenth of the size of the ones with CUDA, which nothing here uses.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_OUT ?= demo-out
+BENCH_OUT ?= bench-out
+
+.PHONY: help setup demo test test-all lint format bench docs clean
+
+help: ## what the targets do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(STAMP) ## create .venv with everything, once
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "quantune needs Python 3.11 or later, $(PYTHON) is %d.%d; choose another with: make setup PYTHON=python3.11" % v[:2])'
+	@start=$$SECONDS; \
+	echo "creating $(VENV) with $$($(PYTHON) --version)"; \
+	$(PYTHON) -m venv $(VENV); \
+	if $(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(not m.version("torch").startswith("2.13."))' 2>/dev/null; then \
+	  echo "torch is there"; \
+	elif $(BIN)/python -c 'import urllib.request as u; u.urlopen("$(TORCH_INDEX)/torch/", timeout=10)' 2>/dev/null; then \
+	  echo "installing torch 2.13 for the processor from $(TORCH_INDEX)"; \
+	  $(PIP) install -q --extra-index-url $(TORCH_INDEX) 'torch>=2.13,<2.14' 'torchvision==0.28.*'; \
+	else \
+	  echo "installing torch 2.13 ($(TORCH_INDEX) is not reachable: from pip's own indexes)"; \
+	  $(PIP) install -q 'torch>=2.13,<2.14'; \
+	fi; \
+	echo "installing quantune and its tools"; \
+	$(PIP) install -q -e '.[dev]'; \
+	touch $(STAMP); \
+	echo "ready after $$((SECONDS - start)) s: $(BIN)/quantune-compile --help"
+
+demo: setup ## search the best int8 MobileNetV2 for this processor; results in demo-out
+	$(BIN)/quantune-compile builtin:mobilenet_v2_shapes --calib "builtin:shapes?count=2000" --eval "builtin:shapes?count=2000" \
+	  --target cpu --max-trials 16 --max-drop 0.01 --objective latency -o $(DEMO_OUT)
+	@echo "report: $(DEMO_OUT)/report.html"
+
+test: lint ## lint, types, and all tests but the slow ones
+	$(BIN)/pytest -q -m "not slow"
+
+test-all: lint ## every test, the slow ones too
+	$(BIN)/pytest -q
+
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup ## rewrite the sources as ruff formats them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup ## measure trials, a whole space and the search algorithms; long, wants an idle machine
+	@mkdir -p $(BENCH_OUT)
+	$(BIN)/python test/benchmark/trial_cost.py
+	$(BIN)/python test/benchmark/table.py --out $(BENCH_OUT)/table.json
+	$(BIN)/python test/benchmark/search_replay.py $(BENCH_OUT)/table.json
+
+docs: setup ## regenerate docs/passes.md from the passes
+	$(BIN)/quantune-opt --list-passes --markdown > docs/passes.md
+
+clean: ## remove what the other targets made, .venv included
+	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .pytest_cache .ruff_cache .hypothesis test/lit/Output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
