@@ -90,7 +90,7 @@ def _measurement(score: Score, baseline: Score | None) -> Measurement:
         accuracy=score.accuracy,
         accuracy_interval=accuracy_interval(score),
         difference=None if difference is None else difference.value,
-        difference_error=None if difference is None else difference.standard_error,
+        difference_error=None if difference is None or score is baseline else difference.standard_error,
         difference_paired=difference is not None and difference.paired,
         latency_ms=score.latency_ms,
         latency_interval_ms=(float(interval[0]), float(interval[1])) if interval else None,
