@@ -58,12 +58,13 @@ class Store:
 
     def _open(self, fingerprint: dict[str, str], direction: Direction, url: str | None) -> None:
         path = self.folder / DATABASE
-        if url is None and not path.exists():
+        created = url is None and not path.exists()
+        if created:
             self._create(path, fingerprint, direction)
         if url is None:
             _check(path)
         try:
-            self._storage = _rdb(url or f"sqlite:///{path.resolve()}")
+            self._storage = _rdb(url or f"sqlite:///{path.resolve()}", known=created)
             if url is not None:
                 _create_studies(self._storage, fingerprint, direction)
             self.search = optuna.load_study(study_name=SEARCH, storage=self._storage)
@@ -214,10 +215,11 @@ def _unsynced(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _rdb(url: str) -> RDBStorage:
+def _rdb(url: str, *, known: bool = False) -> RDBStorage:
     # SQLite answers "database is locked" at once by default, and a dashboard that reads is enough to get it.
     options = {"connect_args": {"timeout": _LOCK_WAIT_S}} if url.startswith("sqlite") else {}
-    return RDBStorage(url, engine_kwargs=options)
+    # Finding out which schema a database has takes longer than all else; one made a moment ago has today's.
+    return RDBStorage(url, engine_kwargs=options, skip_compatibility_check=known, skip_table_creation=known)
 
 
 def _create_studies(storage: BaseStorage, fingerprint: Mapping[str, str], direction: Direction) -> None:
