@@ -88,7 +88,9 @@ class Calls:
         """The layout that all readers of a value agree with, and the number in its border."""
         h, w, c = image_shape(value)
         wanted = [each for each in map(_read_by, value.uses) if each is not None and each.number is not None]
-        sides = [max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")]
+        sides = [
+            max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")
+        ]
         return Layout(h, w, c, *sides), wanted[0].number if wanted else None
 
     def plain(self, value: ir.Value) -> ir.Value:
@@ -189,4 +191,3 @@ def _flip(x: ir.Value) -> ir.Value:
     """Between i8 and the u8 that is 128 larger."""
     i8 = ir.IntegerType.get_signless(8)
     return arith.xori(x, arith.ConstantOp(i8, ir.IntegerAttr.get(i8, -128)).result)
-

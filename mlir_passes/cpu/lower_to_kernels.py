@@ -25,10 +25,10 @@ from torch_mlir import ir
 
 from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
+from mlir_passes.build import erase_dead
 from mlir_passes.cpu.emit import Calls
 from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.cpu.select import Selection
-from mlir_passes.lower_qdq_to_integer import erase_dead
 from mlir_passes.read_network import NetworkError, main_function
 
 

@@ -107,7 +107,9 @@ class Selection:
         if found.sums.name == _DEPTHWISE:
             spec = Depthwise(source.layout, y, layer.window, form, self.isa)
         else:
-            spec = Conv(source.layout, y, layer.window, form, choose_tile(source.layout, y, layer.window, self.isa), self.isa)
+            spec = Conv(
+                source.layout, y, layer.window, form, choose_tile(source.layout, y, layer.window, self.isa), self.isa
+            )
         weight = layer.weight.numbers
         packed = self.calls.constant(layer.weight.tag, spec.pack(weight))
         over = (0, 1) if found.sums.name == _DEPTHWISE else (0, 1, 2)
@@ -200,7 +202,9 @@ class Selection:
         operands = [self._sum_numbers(total, number, swapped=False), a.value, b.value]
         self.calls.buffers[result] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), total.op), y)
 
-    def _quantize(self, op: ir.Operation, quantize: ir.Operation, real: ir.Value, numbers: tuple[Parameter, ...]) -> None:
+    def _quantize(
+        self, op: ir.Operation, quantize: ir.Operation, real: ir.Value, numbers: tuple[Parameter, ...]
+    ) -> None:
         y, number = self.calls.layout(op.results[0])
         if y.c > 4 or not all(_read_by_dense(use) for use in op.results[0].uses):
             return
@@ -226,7 +230,9 @@ class Selection:
             return
         spec = MaxPool(x.layout, y, window, self.isa)
         operands = [x.value, self.calls.border(number, (16,))]
-        self.calls.buffers[op.results[0]] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y)
+        self.calls.buffers[op.results[0]] = Buffer(
+            self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y
+        )
 
     def _concat(self, op: ir.Operation) -> None:
         if ir.IntegerAttr(op.attributes["dim"]).value != 3 or any(image_shape(v)[2] < 16 for v in op.operands):
@@ -237,7 +243,9 @@ class Selection:
         y, number = self.calls.layout(op.results[0])
         spec = Concat(tuple(each.layout for each in inputs), y, self.isa)
         operands = [*(each.value for each in inputs), self.calls.border(number, (16,))]
-        self.calls.buffers[op.results[0]] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y)
+        self.calls.buffers[op.results[0]] = Buffer(
+            self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y
+        )
 
     def _view(self, op: ir.Operation) -> None:
         """[1, 1, 1, c] and [1, c] are the same buffer."""

@@ -22,6 +22,19 @@ CUDA_NAMES = ("turing", "ampere", "ada", "a100", "rtx4090")
 # Architectures IREE 3.13 cannot name. Their driver translates an older architecture's PTX when a program is loaded.
 _NEWER_CUDA = ("sm_90", "sm_90a", "hopper", "h100", "h200", "sm_100", "sm_100a", "blackwell", "b200")
 _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
+# Variant of the CPU kernels -> the flags in /proc/cpuinfo that it needs, and the LLVM names of processors that have them.
+_KERNEL_FLAGS = {
+    "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
+    "avxvnni": frozenset({"avx2", "fma", "avx_vnni"}),
+}
+_KERNEL_CPUS = {
+    "avx512vnni": frozenset(
+        ["cascadelake", "cooperlake", "icelake-client", "icelake-server", "rocketlake", "tigerlake", "sapphirerapids", "emeraldrapids", "graniterapids", "graniterapids-d", "diamondrapids", "znver4", "znver5"]
+    ),
+    "avxvnni": frozenset(
+        ["alderlake", "raptorlake", "meteorlake", "gracemont", "arrowlake", "arrowlake-s", "lunarlake", "pantherlake", "sierraforest", "grandridge", "clearwaterforest"]
+    ),
+}
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -80,6 +93,15 @@ class Target:
             "--iree-opt-level=O3",
         )
 
+    def kernels(self) -> str | None:
+        """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
+        if self.name != "cpu":
+            return None
+        if self.cpu == "host":
+            flags = _host_flags()
+            return next((variant for variant, needed in _KERNEL_FLAGS.items() if needed <= flags), None)
+        return next((variant for variant, cpus in _KERNEL_CPUS.items() if self.cpu in cpus), None)
+
     def __str__(self) -> str:
         return f"{self.name}:{self.detail}"
 
@@ -115,6 +137,12 @@ def host_identity() -> str:
         return f"{platform.machine()} {platform.processor()}"
     wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "features")
     return "\n".join(line for line in lines if line.partition(":")[0].strip().lower() in wanted)
+
+
+@cache
+def _host_flags() -> frozenset[str]:
+    lines = host_identity().splitlines()
+    return frozenset(flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split())
 
 
 def _check_cuda(arch: str) -> None:

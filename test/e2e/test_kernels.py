@@ -17,7 +17,7 @@ from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.registry import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from run_on_cpu import compile_for_cpu, load_on_cpu  # noqa: E402
+from run_on_cpu import compile_for_cpu, load_on_cpu
 
 _LINES = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
 _FLAGS = {flag.replace("_", "") for line in _LINES if line.startswith("flags") for flag in line.split()}
@@ -81,7 +81,9 @@ def numbers(case: Case) -> dict[str, np.ndarray]:
     lo = rng.integers(-128, 20)
     return {
         "weight": weight.astype(np.int8),
-        "bias": rng.integers(-(1 << 31) if extreme else -30000, (1 << 31) - 1 if extreme else 30000, case.co).astype(np.int32),
+        "bias": rng.integers(-(1 << 31) if extreme else -30000, (1 << 31) - 1 if extreme else 30000, case.co).astype(
+            np.int32
+        ),
         "multiplier": (rng.random(case.co) * 2 / (64 * np.sqrt(depth))).astype(np.float32),
         "zero_point": np.float32(rng.integers(-128, 128)),
         "min": np.float32(lo),
@@ -94,7 +96,13 @@ def dense(array: np.ndarray) -> str:
     array = np.asarray(array)
     kind = {"int8": "i8", "int32": "i32", "float32": "f32"}[array.dtype.name]
     shape = "x".join([*map(str, array.shape), kind])
-    text = f'"0x{array.tobytes().hex().upper()}"' if array.ndim else f"{array.item():e}" if kind == "f32" else str(array.item())
+    text = (
+        f'"0x{array.tobytes().hex().upper()}"'
+        if array.ndim
+        else f"{array.item():e}"
+        if kind == "f32"
+        else str(array.item())
+    )
     return f"dense<{text}> : tensor<{shape}>"
 
 

@@ -145,8 +145,7 @@ def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -
         step = max(n for n in (4, 8, 16) if n <= length)
         part, kind = value, f"vector<{step}xi8>"
         if step < 16:
-            part = kernel.op(f"vector.extract_strided_slice {value} {{offsets = [0], sizes = [{step}], strides = [1]}} "
-                             f": vector<16xi8> to {kind}")  # fmt: skip
+            part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : vector<16xi8>, vector<16xi8>")
         with kernel.loop(0, length, step) as loop:
             kernel.store(part, binding, kernel.add(start, kernel.least(loop.index, length - step)), kind)
 
