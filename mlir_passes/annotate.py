@@ -4,11 +4,13 @@ before -> after, for the plan ``{"activations": {"features.0": …}, "weights": 
 
     %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0"}
     ->
-    %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0", quantune.output = !quant.uniform<u8:f32, 0.02:3>,
+    %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0",
+                                     quantune.output = !quant.uniform<u8:f32, 0.02:3>,
                                      quantune.weight = !quant.uniform<i8<-127:127>:f32:0, {…}>}
 
-``quantune.output`` stands on the operation that makes the tensor (the last of a fused group), or on the function's argument.
-Names are those of ``read_network``. Leaves alone: tensors the plan does not name. A name the network lacks is an error.
+``quantune.output`` stands on the operation that makes the tensor (the last of a fused group), or on the function's
+argument. Names are those of ``read_network``. Leaves alone: tensors the plan does not name. A name the network lacks is
+an error.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from typing import Any, ClassVar
 
 from torch_mlir import ir
 
-from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
+from mlir_passes.build import ANNOTATIONS, defining_op
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
 
-OUTPUT, WEIGHT = "quantune.output", "quantune.weight"
+OUTPUT, WEIGHT = ANNOTATIONS
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Annotate(Pass):
         except NetworkError as error:
             raise PassFailure(module, f"cannot be annotated: {error}") from error
         for name, entry in activations.items():
-            _set_output(module, _site(module, reading, name), _spec(module, name, entry, axis=None))
+            _set_output(module, _site(module, reading, name), name, _spec(module, name, entry, axis=None))
         for name, entry in weights.items():
             _set_weight(module, _site(module, reading, name), name, entry)
 
@@ -67,9 +69,11 @@ def _spec(op: ir.Operation, name: str, entry: dict[str, Any], axis: int | None) 
         raise PassFailure(op, f"has no usable quantization for '{name}': {error}") from error
 
 
-def _set_output(module: ir.Operation, site: Site, spec: QuantSpec) -> None:
+def _set_output(module: ir.Operation, site: Site, name: str, spec: QuantSpec) -> None:
     attribute = ir.TypeAttr.get(spec.to_type(module.context), context=module.context)
-    op = match.owner(site.result)
+    op = defining_op(site.result)
+    if op is not None and op.results[0] != site.result:
+        raise PassFailure(op, f"cannot have '{name}' quantized: only its first result can be")
     if op is not None:
         op.attributes[OUTPUT] = attribute
         return
@@ -87,8 +91,8 @@ def _set_weight(module: ir.Operation, site: Site, name: str, entry: dict[str, An
     if weight is None or op is None:
         raise PassFailure(op or module, f"has no constant weight to quantize: '{name}' is a {site.node.kind}")
     # A matrix product holds its weight as [in, out]; every convolution has the output channel first.
-    axis = (1 if site.node.kind == "matmul" else 0) if entry.get("per_channel") else None
-    spec = _spec(op, name, entry, axis)
-    if axis is not None and len(spec.scales) != weight.shape[0]:
+    channels = 1 if site.node.kind == "matmul" else 0
+    spec = _spec(op, name, entry, channels if isinstance(entry, dict) and entry.get("per_channel") else None)
+    if spec.axis is not None and len(spec.scales) != weight.shape[0]:
         raise PassFailure(op, f"has {weight.shape[0]} output channels, but the plan has {len(spec.scales)} scales")
     op.attributes[WEIGHT] = ir.TypeAttr.get(spec.to_type(module.context), context=module.context)

@@ -134,6 +134,20 @@ def walk(root: ir.Operation | ir.OpView) -> Iterator[ir.Operation]:
                 yield from walk(op)
 
 
+def reads(op: ir.Operation | ir.OpView) -> list[ir.Value]:
+    """The values `op` reads: its operands, and what its regions take from outside (a gather's `tensor.extract`)."""
+    found: dict[ir.Value, None] = dict.fromkeys(op.operation.operands)
+    inside: set[ir.Value] = set()
+    for nested in walk(op):
+        for region in nested.regions:
+            for block in region.blocks:
+                inside.update(block.arguments)
+        if nested != op.operation:
+            inside.update(nested.results)
+            found.update(dict.fromkeys(nested.operands))
+    return [value for value in found if value not in inside]
+
+
 def identity_map(rank: int) -> ir.AffineMap:
     """`(d0, …) -> (d0, …)`: the operand has the result's shape."""
     return ir.AffineMap.get_identity(rank)
@@ -201,6 +215,13 @@ class FreshNames:
             name = f"{stem}{count}"
         self._taken.add(name)
         return name
+
+
+def erase_dead(function: ir.Operation) -> None:
+    """Erase operations of a straight-line function whose results nobody reads."""
+    for op in reversed([op.operation for op in function.regions[0].blocks[0].operations]):
+        if op.name != "func.return" and not any(True for result in op.results for _ in result.uses):
+            op.erase()
 
 
 def erase_if_unused(value: ir.Value) -> None:

@@ -8,8 +8,9 @@ before -> after:
     %y = linalg.conv… ins(%x, %wd)
     %yq = quant.qcast %y : … to tensor<…x!qy>       %yd = quant.dcast %yq             use(%yd)
 
-The annotations are spent. Leaves alone: everything without annotation. From here to ``quantune-lower-qdq-to-integer`` no pass
-may fold: upstream MLIR folds ``dcast(qcast(x))`` to ``x``, which silently removes the quantization.
+The annotations are spent. Of an operation with several results the first is quantized. Leaves alone: everything without
+annotation. From here to ``quantune-lower-qdq-to-integer`` no pass may fold: upstream MLIR folds ``dcast(qcast(x))`` to
+``x``, which silently removes the quantization.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.annotate import OUTPUT, WEIGHT
 from mlir_passes.base import Pass, PassFailure
+from mlir_passes.build import strip_annotations
 from mlir_passes.quant_types import QuantSpec
-from mlir_passes.read_network import main_function
+from mlir_passes.read_network import NetworkError, main_function
 
 _GROUPED = "linalg.conv_2d_ngchw_gfchw"
 
@@ -37,29 +39,28 @@ class InsertQdq(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure for a type that is not a valid uniform quantized type or stands on a non-f32 tensor."""
-        function = main_function(module)
+        try:
+            function = main_function(module)
+        except NetworkError as error:
+            raise PassFailure(module, f"cannot be quantized: {error}") from error
         block = function.regions[0].blocks[0]
         first = block.operations[0].operation
-        for argument, attributes in (
-            zip(block.arguments, function.attributes["arg_attrs"], strict=True)
-            if ("arg_attrs" in function.attributes)
-            else ()
-        ):
+        arguments = list(function.attributes["arg_attrs"]) if "arg_attrs" in function.attributes else []
+        for argument, attributes in zip(block.arguments, arguments, strict=False):
             if OUTPUT in attributes:
                 with ir.InsertionPoint(first), function.location:
                     _quantize_uses(function, argument, attributes[OUTPUT])
-        _drop_argument_annotations(function)
+        strip_annotations(function)
         for op in [op.operation for op in block.operations]:
             if WEIGHT in op.attributes:
                 with ir.InsertionPoint(op), op.location:
                     _quantize_weight(op)
-                del op.attributes[WEIGHT]
             if OUTPUT in op.attributes:
-                if len(op.results) != 1:
-                    raise PassFailure(op, f"has {len(op.results)} results; expected 1 to quantize")
+                if not len(op.results):
+                    raise PassFailure(op, "has no result to quantize")
                 with ir.InsertionPoint.after(op), op.location:
                     _quantize_uses(op, op.results[0], op.attributes[OUTPUT])
-                del op.attributes[OUTPUT]
+            strip_annotations(op)
 
 
 def _qdq(op: ir.Operation, value: ir.Value, quantized: ir.Attribute) -> tuple[ir.Operation, ir.Value]:
@@ -97,13 +98,3 @@ def _quantize_weight(op: ir.Operation) -> None:
     sizes = ir.DenseI64ArrayAttr.get(list(shape))
     attributes = {"reassociation": groups, "static_output_shape": sizes}
     op.operands[1] = ir.Operation.create("tensor.expand_shape", [weight.type], [real], attributes).result
-
-
-def _drop_argument_annotations(function: ir.Operation) -> None:
-    if "arg_attrs" not in function.attributes:
-        return
-    kept = [
-        ir.DictAttr.get({n.name: n.attr for n in attributes if n.name != OUTPUT}, context=function.context)
-        for attributes in function.attributes["arg_attrs"]
-    ]
-    function.attributes["arg_attrs"] = ir.ArrayAttr.get(kept, context=function.context)

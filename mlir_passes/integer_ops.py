@@ -1,4 +1,4 @@
-"""The integer form of each network operation, as linalg on i8 and i32 tensors; used by quantune-lower-qdq-to-integer."""
+"""The integer form of each network operation, as linalg on i8 and i32, for quantune-lower-qdq-to-integer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch_mlir.dialects import arith, linalg, tensor
 from torch_mlir.dialects import math as math_dialect
 
 from mlir_passes import match
-from mlir_passes.build import elementwise, parameter, set_layer, tensor_type
+from mlir_passes.build import element_type, elementwise, parameter, set_layer, tensor_type
 from mlir_passes.network import Node
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import Site
@@ -91,7 +91,7 @@ class Emitter:
         if node.kind == "transpose":
             out = tensor.empty(list(node.shape), _i8())
             result = linalg.transpose(x, outs=[out], permutation=list(node.permutation))
-            return self._named(result.owner.results[0] if isinstance(result, ir.Value) else result.results[0])
+            return self._named(result if isinstance(result, ir.Value) else result.results[0])
         op = self.site.op
         assert op is not None
         attributes = {name: op.attributes[name] for name in op.attributes}
@@ -113,7 +113,9 @@ class Emitter:
     def _accumulate(self, x: QuantSpec, w: QuantSpec) -> tuple[ir.Value, np.ndarray]:
         """The i32 accumulator of a layer, and the bias i32[channels] still to be added to it."""
         node, op = self.node, self.site.op
-        assert node.weight is not None and node.bias is not None and op is not None
+        assert op is not None
+        assert node.weight is not None
+        assert node.bias is not None
         flat = QuantSpec(w.scales, w.zero_points, w.storage_min, w.storage_max, w.signed, None if w.axis is None else 0)
         integers = flat.quantize(node.weight)
         scale = np.broadcast_to(w.scale_array, node.bias.shape).astype(np.float64) * float(x.scale_array)
@@ -170,8 +172,15 @@ class Emitter:
         return self._named(generic.results[0])
 
     def _requantize(
-        self, total: ir.Value, bias: np.ndarray, ratio: np.ndarray, y: QuantSpec, bounds: tuple[int, int], *, allow_shift: bool
-    ) -> ir.Value:  # fmt: skip
+        self,
+        total: ir.Value,
+        bias: np.ndarray,
+        ratio: np.ndarray,
+        y: QuantSpec,
+        bounds: tuple[int, int],
+        *,
+        allow_shift: bool,
+    ) -> ir.Value:
         operands = [total, parameter(f"{self.name}.bias", bias)]
         if allow_shift:
             shifts = np.clip(1 - np.frexp(ratio)[1], -9, 30).astype(np.int32)
@@ -206,7 +215,7 @@ class Emitter:
         return self._named(pad.result)
 
     def _filled(self, dtype: type, value: int, shape: Sequence[int] | None = None) -> ir.Value:
-        element = tensor_type([], dtype).element_type
+        element = element_type(dtype)
         number = arith.ConstantOp(element, ir.IntegerAttr.get(element, value)).result
         return linalg.fill(number, outs=[tensor.empty(list(shape or self.node.shape), element)])
 
@@ -280,12 +289,12 @@ def _extend(value: ir.Value) -> ir.Value:
 
 
 def _i8() -> ir.Type:
-    return ir.IntegerType.get_signless(8)
+    return element_type(np.int8)
 
 
 def _i32() -> ir.Type:
-    return ir.IntegerType.get_signless(32)
+    return element_type(np.int32)
 
 
 def _f32() -> ir.Type:
-    return ir.F32Type.get()
+    return element_type(np.float32)

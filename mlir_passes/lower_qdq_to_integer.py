@@ -1,21 +1,21 @@
 """quantune-lower-qdq-to-integer: operations between dequantize and quantize -> integer arithmetic.
 
-before -> after (x, y quantized with scales s_x, s_y and zero points z_x, z_y; w with scales s_w, per tensor or channel):
+before -> after (x, y with scales s_x, s_y and zero points z_x, z_y; W with scales s_w, one per tensor or per channel):
 
     q_y(clamp(conv(pad(dq(x)), dq(q(W))) + b))
     ->
-    acc = conv(pad(x, z_x), W_i8) : i32                                 exact
-    y   = clamp(roundeven(f32(acc + B) · m) + z_y, lo, hi)              B = roundeven(b / (s_x·s_w)) − z_x·ΣW,  m = s_x·s_w/s_y
-    y   = clamp(roundeven((acc + B) / 2^k) + z_y, lo, hi)               when every scale is a power of two
+    acc = conv(pad(x, z_x), W_i8) : i32                            exact;  B = roundeven(b / (s_x·s_w)) − z_x·ΣW
+    y   = clamp(roundeven(f32(acc + B) · m) + z_y, lo, hi)         m = s_x·s_w/s_y
+    y   = clamp(roundeven((acc + B) / 2^k) + z_y, lo, hi)          when every scale is a power of two
 
-    conv(dq(x), dq(q(W))) + b        ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
-    q_y(dq(a) + dq(b))               ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
-    q_y(sum(dq(x)) / n)              ->  roundeven(f32(Σx − n·z_x) · s_x/(s_y·n)) + z_y
-    q(f(dq(x)))                      ->  f(x)                           f selects or moves values: max-pool, concat, views, clamp
+    conv(dq(x), dq(q(W))) + b   ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
+    q_y(dq(a) + dq(b))          ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
+    q_y(sum(dq(x)) / n)         ->  roundeven(f32(Σx − n·z_x) · s_x/(s_y·n)) + z_y
+    q(f(dq(x)))                 ->  f(x)                           f selects or moves: max-pool, concat, views, clamp
 
 Activations are stored as signed i8 (see quant_types); numbers are tagged constants, so that one program serves many
-configurations. Leaves alone: what is computed in f32; the casts around it remain for ``quantune-lower-quant``. Requires: no
-folding pass since ``quantune-insert-qdq``.
+configurations. Leaves alone: what is computed in f32; the casts around it remain for ``quantune-lower-quant``.
+Requires: no folding pass since ``quantune-insert-qdq``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import ClassVar
 
 from torch_mlir import ir
 
-from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
+from mlir_passes.build import defining_op, erase_dead
 from mlir_passes.integer_ops import Emitter
 from mlir_passes.network import LAYERS, Node
 from mlir_passes.quant_types import QuantSpec
@@ -49,13 +49,6 @@ class LowerQdqToInteger(Pass):
         erase_dead(main_function(module))
 
 
-def erase_dead(function: ir.Operation) -> None:
-    """Erase operations of a straight-line function whose results nobody reads."""
-    for op in reversed([op.operation for op in function.regions[0].blocks[0].operations]):
-        if op.name != "func.return" and not any(True for result in op.results for _ in result.uses):
-            op.erase()
-
-
 class _Lowering:
     def __init__(self, reading: Reading) -> None:
         self.sites = reading.sites
@@ -72,7 +65,7 @@ class _Lowering:
                         site.qcasts[1],
                         f"quantizes '{name}' a second time with another type: {', '.join(sorted(types))}",
                     )
-                self.specs[name] = QuantSpec.from_type(site.qcasts[0].results[0].type).stored
+                self.specs[name] = _activation_spec(site.qcasts[0])
         for name, site in list(self.sites.items()):
             if site.qcasts:
                 self._quantized(name, site)
@@ -81,7 +74,7 @@ class _Lowering:
 
     def _quantized(self, name: str, site: Site) -> None:
         """Compute the quantized tensor ``name`` in integers where that is possible, and hand it to its readers."""
-        anchor = match.owner(site.result) or site.qcasts[0]
+        anchor = defining_op(site.result) or site.qcasts[0]
         with ir.InsertionPoint(anchor):
             value = self._integer(site)
         if value is None:
@@ -114,8 +107,7 @@ class _Lowering:
         bounds = emit.bounds(spec, clamp or node)
         inputs = [self.specs[i] for i in site.node.inputs]
         if site.node.kind in LAYERS:
-            assert site.weight_type is not None
-            return emit.layer(inputs[0], QuantSpec.from_type(site.weight_type), spec, bounds)
+            return emit.layer(inputs[0], _weight_spec(site), spec, bounds)
         if site.node.kind == "add":
             return emit.add(inputs, spec, bounds)
         if site.node.kind == "avgpool":
@@ -129,21 +121,51 @@ class _Lowering:
         reader = self.network.fused_clamp(site.node)
         if not self._reads_integers(site) or (reader is not None and self.sites[reader.name].qcasts):
             return
-        last = match.owner(site.result)
+        last = defining_op(site.result)
         assert last is not None
         assert site.op is not None
         with ir.InsertionPoint(last), site.op.location:
             emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
-            weight = None if site.weight_type is None else QuantSpec.from_type(site.weight_type)
+            weight = _weight_spec(site) if site.node.kind in LAYERS else None
             site.result.replace_all_uses_with(emit.real(self.specs[site.node.inputs[0]], weight))
 
     def _reads_integers(self, site: Site) -> bool:
         if site.node.kind in ("input", "float") or (site.node.kind in LAYERS and site.weight_type is None):
             return False
-        sources = [match.owner(source) for source in site.sources]
+        sources = [defining_op(source) for source in site.sources]
         return all(op is not None and op.name == "quant.dcast" for op in sources) and all(
             name in self.stored for name in site.node.inputs
         )
+
+
+def _activation_spec(cast: ir.Operation) -> QuantSpec:
+    """How an activation is stored. Raises PassFailure unless it is quantized with one scale for the tensor."""
+    try:
+        spec = QuantSpec.from_type(cast.results[0].type).stored
+    except ValueError as error:
+        raise PassFailure(cast, f"has unusable quantization parameters: {error}") from error
+    if spec.axis is not None:
+        raise PassFailure(cast, f"quantizes an activation with {len(spec.scales)} scales; expected one for the tensor")
+    return spec
+
+
+def _weight_spec(site: Site) -> QuantSpec:
+    """How a layer's weight is quantized. Raises PassFailure unless it is symmetric, per tensor or output channel."""
+    op, weight = site.op, site.node.weight
+    assert op is not None
+    assert weight is not None
+    try:
+        spec = QuantSpec.from_type(site.weight_type)
+    except ValueError as error:
+        raise PassFailure(op, f"has unusable quantization parameters for its weight: {error}") from error
+    if any(spec.stored.zero_points):
+        raise PassFailure(op, f"has a weight with zero points {spec.stored.zero_points}; expected 0, signed")
+    channels = 1 if site.node.kind == "matmul" else 0
+    if spec.axis not in (None, channels) or len(spec.scales) not in (1, weight.shape[0]):
+        raise PassFailure(
+            op, f"has a weight with {len(spec.scales)} scales along dimension {spec.axis}; expected 1 or one per output"
+        )
+    return spec
 
 
 def _storage_view(quantized: ir.Value) -> ir.Value:

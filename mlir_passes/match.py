@@ -1,4 +1,4 @@
-"""Recognizers for the forms in which torch-mlir writes CNN operations as linalg. Each is pure and returns None on a miss."""
+"""Recognizers for the forms in which torch-mlir writes CNN operations as linalg; pure, and None on a miss."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch_mlir import ir
+
+from mlir_passes.build import defining_op as owner
+from mlir_passes.build import relaid_constant
 
 _GREATER = {2, 3, 9, 10}  # ogt oge ugt uge
 _LESS = {4, 5, 11, 12}  # olt ole ult ule
@@ -20,11 +23,6 @@ class Pad:
     low: tuple[int, ...]
     high: tuple[int, ...]
     value: float
-
-
-def owner(value: ir.Value) -> ir.Operation | None:
-    """The operation that defines ``value``, or None for a block argument."""
-    return None if isinstance(value.owner, ir.Block) else value.owner.operation
 
 
 def shape_of(value: ir.Value) -> tuple[int, ...]:
@@ -85,23 +83,6 @@ def scalar(value: ir.Value) -> float | None:
     return None
 
 
-def constant(value: ir.Value) -> np.ndarray | None:
-    """The array behind a constant, looking through transposes and reshapes of constants."""
-    op = owner(value)
-    if op is None:
-        return None
-    if op.name == "arith.constant":
-        attribute = op.attributes["value"]
-        return np.array(attribute) if isinstance(attribute, ir.DenseElementsAttr) else None
-    if op.name == "linalg.transpose":
-        inner = constant(op.operands[0])
-        return None if inner is None else inner.transpose(ints(op, "permutation"))
-    if op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
-        inner = constant(op.operands[0])
-        return None if inner is None else inner.reshape(shape_of(value))
-    return None
-
-
 def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
     """The per-channel start value f32[channels] of a convolution's accumulator: a constant broadcast, or one number."""
     number = scalar(init)
@@ -112,8 +93,8 @@ def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
         return None
     if op.name == "tensor.expand_shape":
         return channel_bias(op.operands[0], channels)
-    if op.name == "linalg.broadcast":
-        inner = constant(op.operands[0])
+    if op.name == "linalg.broadcast" and ints(op, "dimensions") == (0, *range(2, len(shape_of(init)))):
+        inner = relaid_constant(op.operands[0])
         return inner if inner is not None and inner.shape == (channels,) else None
     return None
 
@@ -122,15 +103,15 @@ def match_pad(op: ir.Operation) -> Pad | None:
     """tensor.pad with static amounts and one constant value."""
     if op.name != "tensor.pad" or len(op.operands) != 1:
         return None
-    (yielded,) = body_of(op)
-    value = scalar(yielded.operands[0])
+    value = scalar(body_of(op)[-1].operands[0])
     if value is None:
         return None
     return Pad(op.operands[0], ints(op, "static_low"), ints(op, "static_high"), value)
 
 
-def _arguments(op: ir.Operation) -> list[ir.Value]:
-    return list(op.regions[0].blocks[0].arguments)
+def _outer(op: ir.Operation) -> dict[ir.Value, tuple[ir.Value, ir.AffineMap]]:
+    """Body argument of a linalg.generic -> the tensor it is an element of, and its map; of the ``ins`` only."""
+    return dict(zip(op.regions[0].blocks[0].arguments, zip(inputs_of(op), maps_of(op), strict=False), strict=False))
 
 
 def is_elementwise(op: ir.Operation) -> bool:
@@ -142,87 +123,104 @@ def is_elementwise(op: ir.Operation) -> bool:
 
 
 def match_clamp(op: ir.Operation) -> tuple[ir.Value, float, float] | None:
-    """``max(x, c)`` or ``min(x, c)`` written as a compare and a select: (x, lower bound, upper bound)."""
+    """``max(x, c)``, ``min(x, c)`` or both, written as compares and selects: (x, lower bound, upper bound)."""
     if not is_elementwise(op):
         return None
-    body = body_of(op)
-    if [o.name for o in body] != ["arith.cmpf", "arith.select", "linalg.yield"]:
+    *steps, end = body_of(op)
+    if not steps or [o.name for o in steps] != ["arith.cmpf", "arith.select"] * (len(steps) // 2):
         return None
-    compare, select, _ = body
-    arguments, operands = _arguments(op), inputs_of(op)
+    outer = _outer(op)
+    bounds, first, last = (-math.inf, math.inf), None, None
+    for compare, select in zip(steps[::2], steps[1::2], strict=True):
+        step = _match_bound(compare, select, outer)
+        if step is None or (last is not None and step[0] != last):
+            return None
+        first = step[0] if first is None else first
+        bounds, last = compose_clamps(bounds, step[1:]), select.results[0]
+    x, affine_map = outer.get(first, (None, None))
+    if x is None or not is_identity(affine_map) or end.operands[0] != last:
+        return None
+    return (x, *bounds) if shape_of(x) == shape_of(op.results[0]) else None
 
-    def resolve(inner: ir.Value) -> tuple[ir.Value | None, float | None]:
-        if inner in arguments:
-            outer = operands[arguments.index(inner)]
-            number = scalar(outer)
-            return (outer, None) if number is None else (None, number)
-        return None, scalar(inner)
 
-    (left, left_number), (_, right_number) = resolve(compare.operands[0]), resolve(compare.operands[1])
-    flip = left is None
-    tensor = resolve(compare.operands[1])[0] if flip else left
-    number = left_number if flip else right_number
-    if tensor is None or number is None:
-        return None
-    if not is_identity(maps_of(op)[operands.index(tensor)]) or shape_of(tensor) != shape_of(op.results[0]):
-        return None
+def _match_bound(compare: ir.Operation, select: ir.Operation, outer: dict) -> tuple[ir.Value, float, float] | None:
+    """One compare and its select: (what is bounded, lower bound, upper bound)."""
+
+    def number(value: ir.Value) -> float | None:
+        return scalar(outer[value][0]) if value in outer else scalar(value)
+
     predicate = ir.IntegerAttr(compare.attributes["predicate"]).value
-    if predicate not in _GREATER | _LESS:
+    sides, picked = list(compare.operands), list(select.operands)
+    numbers = [number(side) for side in sides]
+    if predicate not in _GREATER | _LESS or select.operands[0] != compare.results[0]:
         return None
-    first_is_left = select.operands[1] == compare.operands[0]
-    if not {select.operands[1], select.operands[2]} == {compare.operands[0], compare.operands[1]}:
+    if (numbers[0] is None) == (numbers[1] is None) or picked[1:] not in (sides, sides[::-1]):
         return None
-    picks_larger = (predicate in _GREATER) == first_is_left
-    return (tensor, number, math.inf) if picks_larger else (tensor, -math.inf, number)
+    value, bound = (sides[0], numbers[1]) if numbers[0] is None else (sides[1], numbers[0])
+    assert bound is not None
+    picks_larger = (predicate in _GREATER) == (picked[1] == sides[0])
+    return (value, bound, math.inf) if picks_larger else (value, -math.inf, bound)
 
 
-def _binary(op: ir.Operation, name: str) -> bool:
-    return is_elementwise(op) and [o.name for o in body_of(op)] == [name, "linalg.yield"]
+def compose_clamps(first: tuple[float, float], then: tuple[float, float]) -> tuple[float, float]:
+    """The bounds of clamping to ``first`` and to ``then`` after it."""
+    (lo, hi), (low, high) = first, then
+    return max(low, min(lo, high)), min(high, max(hi, low))
+
+
+def _binary(op: ir.Operation, name: str) -> list[tuple[ir.Value, ir.AffineMap]] | None:
+    """The two tensors, with their maps, of an elementwise operation that is one ``name``."""
+    if not is_elementwise(op) or [o.name for o in body_of(op)] != [name, "linalg.yield"]:
+        return None
+    outer = _outer(op)
+    operands = body_of(op)[0].operands
+    return [outer[v] for v in operands] if all(v in outer for v in operands) else None
 
 
 def match_add(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
     """``a + b`` of two tensors of the result's shape."""
-    operands = inputs_of(op)
-    if not _binary(op, "arith.addf") or len(operands) not in (1, 2):
+    pair = _binary(op, "arith.addf")
+    if pair is None or not all(is_identity(m) for _, m in pair):
         return None
-    values = [operands[_arguments(op).index(v)] for v in body_of(op)[0].operands if v in _arguments(op)]
-    if len(values) != 2 or not all(is_identity(m) for m in maps_of(op)):
-        return None
-    shape = shape_of(op.results[0])
-    return (values[0], values[1]) if all(shape_of(v) == shape for v in values) else None
+    (a, _), (b, _) = pair
+    return (a, b) if shape_of(a) == shape_of(b) == shape_of(op.results[0]) else None
 
 
 def match_bias_add(op: ir.Operation) -> tuple[ir.Value, np.ndarray] | None:
     """``x + b`` with a constant b along dimension 1: (x, b)."""
-    operands = inputs_of(op)
-    if not _binary(op, "arith.addf") or len(operands) != 2:
+    pair, shape = _binary(op, "arith.addf"), shape_of(op.results[0])
+    if pair is None or len(shape) < 2:
         return None
-    for x, other in (operands, operands[::-1]):
-        bias = constant(other)
-        channels = shape_of(op.results[0])[1]
-        if (
-            bias is not None
-            and constant(x) is None
-            and bias.size == channels
-            and shape_of(x) == shape_of(op.results[0])
-        ):
-            tail = (channels, *[1] * (len(shape_of(x)) - 2))
-            if bias.shape in ((channels,), tail, (1, *tail)) and (bias.ndim > 1 or len(shape_of(x)) == 2):
-                return x, bias.reshape(channels).astype(np.float32)
+    for (x, x_map), (other, other_map) in (pair, pair[::-1]):
+        bias = relaid_constant(other)
+        if bias is None or relaid_constant(x) is not None or not is_identity(x_map) or shape_of(x) != shape:
+            continue
+        full = (1,) * (len(shape) - bias.ndim) + bias.shape
+        if full == (1, shape[1], *[1] * (len(shape) - 2)) and _is_broadcast(other_map, bias.shape):
+            return x, bias.reshape(-1).astype(np.float32)
     return None
+
+
+def _is_broadcast(affine_map: ir.AffineMap, shape: tuple[int, ...]) -> bool:
+    """Whether a map reads an operand of ``shape`` as numpy would broadcast it: aligned at the last dimension."""
+    first = affine_map.n_dims - len(shape)
+    dims = [ir.AffineExpr.get_dim(first + i, affine_map.context) for i in range(len(shape))]
+    zero = ir.AffineExpr.get_constant(0, affine_map.context)
+    results = zip(affine_map.results, dims, shape, strict=True)
+    return all(result == dim or (size == 1 and result == zero) for result, dim, size in results)
 
 
 def match_divide(op: ir.Operation) -> tuple[ir.Value, float] | None:
     """``x / c`` with a constant c: (x, c)."""
-    if not _binary(op, "arith.divf"):
+    if not is_elementwise(op) or [o.name for o in body_of(op)] != ["arith.divf", "linalg.yield"]:
         return None
     top, bottom = body_of(op)[0].operands
-    arguments, operands = _arguments(op), inputs_of(op)
-    number = scalar(operands[arguments.index(bottom)]) if bottom in arguments else scalar(bottom)
-    if number is None or top not in arguments:
+    outer = _outer(op)
+    number = scalar(outer[bottom][0]) if bottom in outer else scalar(bottom)
+    if number is None or top not in outer:
         return None
-    x = operands[arguments.index(top)]
-    return (x, number) if is_identity(maps_of(op)[operands.index(x)]) else None
+    x, affine_map = outer[top]
+    return (x, number) if is_identity(affine_map) else None
 
 
 def match_spatial_sum(op: ir.Operation) -> ir.Value | None:
@@ -235,8 +233,11 @@ def match_spatial_sum(op: ir.Operation) -> ir.Value | None:
         return None
     if [o.name for o in body_of(op)] != ["arith.addf", "linalg.yield"]:
         return None
-    operands = inputs_of(op)
-    return operands[0] if len(operands) == 1 and is_identity(maps_of(op)[0]) else None
+    operands, shape, maps = inputs_of(op), shape_of(op.results[0]), maps_of(op)
+    if len(operands) != 1 or shape != shape_of(operands[0])[:2] + (1,) * (len(shape) - 2):
+        return None
+    kept = [ir.AffineExpr.get_dim(i, op.context) for i in range(2)]
+    return operands[0] if is_identity(maps[0]) and list(maps[1].results)[:2] == kept else None
 
 
 def float_detail(op: ir.Operation) -> str:

@@ -25,12 +25,12 @@ KINDS = ("input", *LAYERS, *TRANSPARENT, "add", "avgpool", "float")
 class Node:
     """One operation of a network and the tensor it makes; unused fields keep their defaults.
 
-    name: unique name of the tensor. layer: module path. kind: one of KINDS; ``float`` stands for anything only done in f32.
+    name: unique name of the tensor. layer: module path. kind: one of KINDS; ``float`` is anything only done in f32.
     inputs: tensor names. shape: of the result, N C H W where it has four dimensions.
     weight: f32[O, I/groups, kh, kw] of conv, f32[O, I] of matmul. bias: f32[O].
     pads: (top, left, bottom, right), zeros for conv and avgpool, -inf for maxpool.
     kernel, strides, dilations: (height, width) of conv and pools; avgpool over everything has kernel = the whole image.
-    lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides, extent = shape).
+    lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides).
     divisor: avgpool divides the window's sum by it. detail: what a float operation is made of.
     """
 

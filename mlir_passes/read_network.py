@@ -1,7 +1,7 @@
 """linalg module -> Network, with the link back from each node to the operation that makes its tensor.
 
-Works before and after quantize/dequantize pairs were inserted: a ``quant.dcast(quant.qcast(x))`` is looked through, and the
-quantized types met on the way are reported.
+Works before and after quantize/dequantize pairs were inserted: a ``quant.dcast(quant.qcast(x))`` is looked through, and
+the quantized types met on the way are reported.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import numpy as np
 from torch_mlir import ir
 
 from mlir_passes import match
+from mlir_passes.build import LAYER, defining_op, layer_of, reads, relaid_constant
 from mlir_passes.network import Network, Node
 
-LAYER = "quantune.layer"
 _CONVS = {
     "linalg.conv_2d_nchw_fchw": "dense",
     "linalg.depthwise_conv_2d_nchw_chw": "depthwise",
     "linalg.conv_2d_ngchw_gfchw": "grouped",
 }
 _SOURCES = {"arith.constant", "tensor.empty"}
-_WINDOWS = {*_CONVS, "linalg.pooling_nchw_max", "linalg.pooling_nchw_sum"}
+_FILL = {**dict.fromkeys(_CONVS, 0.0), "linalg.pooling_nchw_max": -math.inf, "linalg.pooling_nchw_sum": 0.0}
+"""What a window operation that takes a padding over must be padded with."""
 
 
 class NetworkError(ValueError):
@@ -67,7 +68,7 @@ def main_function(module: ir.Operation) -> ir.Operation:
 def name_layers(module: ir.Operation) -> None:
     """Set ``quantune.layer`` on every operation whose location is a name, unless it has one.
 
-    before -> after: ``linalg.conv_… loc("features.0")`` -> ``linalg.conv_… {quantune.layer = "features.0"} loc("features.0")``
+    before -> after: ``linalg.conv_… loc("f.0")`` -> ``linalg.conv_… {quantune.layer = "f.0"} loc("f.0")``
     """
     for op in main_function(module).regions[0].blocks[0].operations:
         op = op.operation
@@ -75,11 +76,6 @@ def name_layers(module: ir.Operation) -> None:
             continue
         if isinstance(op.location, ir.NameLoc):
             op.attributes[LAYER] = ir.StringAttr.get(op.location.name_str, context=module.context)
-
-
-def layer_of(op: ir.Operation) -> str:
-    """The module path an operation belongs to, or an empty string."""
-    return ir.StringAttr(op.attributes[LAYER]).value if LAYER in op.attributes else ""
 
 
 def read_network(module: ir.Operation) -> Reading:
@@ -112,11 +108,18 @@ class _Reader:
                 self.sites[self.names[op.operands[0]]].qcasts.append(op)
         elif op.name in ("quant.dcast", "quant.scast") or self._only_constants(op):
             return
-        elif not len(op.results) or not isinstance(op.results[0].type, ir.RankedTensorType):
-            return
-        else:
+        elif len(op.results) == 1 and isinstance(op.results[0].type, ir.RankedTensorType):
             self._static(op.results[0], op.name)
             self._tensor(op)
+        else:
+            self._several(op)
+
+    def _several(self, op: ir.Operation) -> None:
+        """An operation with several results, such as a maximum and where it is."""
+        for result in op.results:
+            if isinstance(result.type, ir.RankedTensorType):
+                self._static(result, op.name)
+                self._float(op, result=result)
 
     def _tensor(self, op: ir.Operation) -> None:
         if op.name in _CONVS:
@@ -135,7 +138,7 @@ class _Reader:
             self._add(op, "reshape", (op.operands[0],))
         elif op.name == "linalg.transpose":
             self._add(op, "transpose", (op.operands[0],), permutation=match.ints(op, "permutation"))
-        elif op.name == "tensor.concat":
+        elif op.name == "tensor.concat" and all(self._knows(v) for v in op.operands):
             self._add(op, "concat", tuple(op.operands), axis=ir.IntegerAttr(op.attributes["dim"]).value)
         elif op.name == "tensor.extract_slice" and self._is_plain_slice(op):
             self._add(op, "slice", (op.operands[0],), offsets=match.ints(op, "static_offsets"))
@@ -150,7 +153,7 @@ class _Reader:
             source, lo, hi = clamp
             before = self._site_of(source)
             if before is not None and before.node.kind == "clamp" and self._read_once(before.result):
-                lo, hi = max(lo, min(before.node.lo, hi)), min(hi, max(before.node.hi, lo))
+                lo, hi = match.compose_clamps((before.node.lo, before.node.hi), (lo, hi))
                 self._extend(before, op, lo=lo, hi=hi)
                 return
             self._add(op, "clamp", (source,), lo=lo, hi=hi)
@@ -158,7 +161,7 @@ class _Reader:
             site = self._site_of(biased[0])
             assert site is not None
             self._extend(site, op, bias=site.node.bias + biased[1])
-        elif add is not None and all(match.constant(v) is None for v in add):
+        elif add is not None and all(self._knows(v) for v in add):
             self._add(op, "add", add)
         elif (divided := match.match_divide(op)) and self._is_window_sum(divided[0]):
             site = self._site_of(divided[0])
@@ -167,8 +170,7 @@ class _Reader:
         elif (summed := match.match_spatial_sum(op)) is not None:
             self._add(op, "float", (summed,), kernel=match.shape_of(summed)[2:], detail="sum over the image")
         else:
-            sources = tuple(v for v in match.inputs_of(op) if not self._is_constant(v)) if len(op.operands) else ()
-            self._add(op, "float", tuple(v for v in sources if self._knows(v)), detail=match.float_detail(op))
+            self._float(op)
 
     def _conv(self, op: ir.Operation) -> None:
         form = _CONVS[op.name]
@@ -176,13 +178,8 @@ class _Reader:
         weight, weight_type = self._weight(op.operands[1])
         channels = math.prod(match.shape_of(op.results[0])[1:-2])
         bias = match.channel_bias(op.operands[2], channels)
-        if weight is None or bias is None or source is None:
-            self._add(
-                op,
-                "float",
-                tuple(v for v in op.operands if self._knows(v)),
-                detail=f"{op.name} without constant weights",
-            )
+        if weight is None or bias is None:
+            self._float(op, detail=f"{op.name} without constant weights")
             return
         groups = 1
         if form == "depthwise":
@@ -199,21 +196,17 @@ class _Reader:
         weight, weight_type = self._weight(op.operands[1])
         start = match.scalar(op.operands[2])
         if weight is None or start is None:
-            self._add(
-                op, "float", tuple(v for v in op.operands if self._knows(v)), detail="matmul without constant weights"
-            )
+            self._float(op, detail="matmul without constant weights")
             return
         bias = np.full(weight.shape[1], start, np.float32)
         self._add(op, "matmul", (op.operands[0],), weight=weight.T, bias=bias, weight_type=weight_type)
 
     def _pool(self, op: ir.Operation) -> None:
         is_max = op.name.endswith("max")
-        source, pads = self._unpad(op.operands[0], fill=-math.inf if is_max else 0.0)
-        start = match.scalar(op.operands[2])
-        expected = -math.inf if is_max else 0.0
-        if source is None or start != expected:
-            self._add(op, "float", (op.operands[0],), detail=op.name)
+        if match.scalar(op.operands[2]) != _FILL[op.name]:
+            self._float(op, detail=op.name)
             return
+        source, pads = self._unpad(op.operands[0], fill=_FILL[op.name])
         window = {
             "kernel": match.shape_of(op.operands[1]), "pads": pads,
             "strides": match.ints(op, "strides"), "dilations": match.ints(op, "dilations"),
@@ -229,11 +222,27 @@ class _Reader:
         self.sites[node.name] = Site(node, op, sources, result, weight_type)
         self.names[result] = node.name
 
-    def _add(self, op: ir.Operation, kind: str, sources: tuple[ir.Value, ...], *, weight_type=None, **fields) -> None:
-        layer = layer_of(op)
+    def _add(
+        self, op: ir.Operation, kind: str, sources: tuple[ir.Value, ...], *, result=None, weight_type=None, **fields
+    ) -> None:
+        layer, result = layer_of(op) or "", result or op.results[0]
         names = tuple(self._name(self._peel(v)) for v in sources)
-        node = Node(self._unique(layer or kind), layer, kind, names, match.shape_of(op.results[0]), **fields)
-        self._define(node, op, sources, op.results[0], weight_type)
+        node = Node(self._unique(layer or kind), layer, kind, names, match.shape_of(result), **fields)
+        self._define(node, op, sources, result, weight_type)
+
+    def _float(self, op: ir.Operation, *, detail: str = "", result: ir.Value | None = None) -> None:
+        self._add(op, "float", self._sources(op), detail=detail or match.float_detail(op), result=result)
+
+    def _sources(self, op: ir.Operation) -> tuple[ir.Value, ...]:
+        """The tensors ``op`` depends on; what is no tensor of the network itself is looked through."""
+        found: dict[ir.Value, None] = {}
+        for value in reads(op):
+            maker = defining_op(value)
+            if self._knows(value):
+                found[value] = None
+            elif maker is not None and not self._only_constants(maker):
+                found.update(dict.fromkeys(self._sources(maker)))
+        return tuple(found)
 
     def _extend(self, site: Site, op: ir.Operation, **changes) -> None:
         """Let ``op`` be the last step of ``site``'s node."""
@@ -252,23 +261,23 @@ class _Reader:
 
     def _peel(self, value: ir.Value) -> ir.Value:
         """Look through a dequantize of a quantize."""
-        op = match.owner(value)
+        op = defining_op(value)
         if op is not None and op.name == "quant.dcast":
-            cast = match.owner(op.operands[0])
+            cast = defining_op(op.operands[0])
             if cast is not None and cast.name == "quant.qcast":
                 return cast.operands[0]
         return value
 
     def _weight(self, value: ir.Value) -> tuple[np.ndarray | None, ir.Type | None]:
-        op = match.owner(value)
+        op = defining_op(value)
         if op is not None and op.name == "tensor.expand_shape" and self._peel(op.operands[0]) != op.operands[0]:
             value = op.operands[0]  # a grouped weight is quantized before its groups are split
         inner = self._peel(value)
         if inner == value:
-            return match.constant(value), None
-        cast = match.owner(value)
+            return relaid_constant(value), None
+        cast = defining_op(value)
         assert cast is not None
-        return match.constant(inner), ir.RankedTensorType(cast.operands[0].type).element_type
+        return relaid_constant(inner), ir.RankedTensorType(cast.operands[0].type).element_type
 
     def _name(self, value: ir.Value) -> str:
         if value not in self.names:
@@ -283,13 +292,13 @@ class _Reader:
         return None if name is None else self.sites[name]
 
     def _is_constant(self, value: ir.Value) -> bool:
-        op = match.owner(value)
+        op = defining_op(value)
         return op is not None and self._only_constants(op)
 
     def _only_constants(self, op: ir.Operation) -> bool:
         if op not in self.constant:
-            operands = list(op.operands)
-            self.constant[op] = op.name in _SOURCES or (bool(operands) and all(map(self._is_constant, operands)))
+            values = reads(op)
+            self.constant[op] = op.name in _SOURCES or (bool(values) and all(map(self._is_constant, values)))
         return self.constant[op]
 
     def _takes_bias(self, value: ir.Value) -> bool:
@@ -302,13 +311,18 @@ class _Reader:
 
     def _absorbed_by_window(self, op: ir.Operation) -> bool:
         """Whether every reader of a tensor.pad is a convolution or pool that takes the padding over."""
-        if match.match_pad(op) is None:
-            return False
-        readers = [use.owner.operation for use in op.results[0].uses]
-        grouped = {"linalg.conv_2d_ngchw_gfchw"}
-        return all(
-            r.name in _WINDOWS or (r.name == "tensor.expand_shape" and self._all_readers(r, grouped)) for r in readers
+        pad = match.match_pad(op)
+        return pad is not None and all(
+            use.operand_number == 0 and self._takes_padding(use.owner.operation, pad) for use in op.results[0].uses
         )
+
+    @staticmethod
+    def _takes_padding(reader: ir.Operation, pad: match.Pad) -> bool:
+        if reader.name == "tensor.expand_shape":
+            uses = list(reader.results[0].uses)
+            grouped = [use.owner.operation.name == "linalg.conv_2d_ngchw_gfchw" for use in uses]
+            return all(grouped) and all(use.operand_number == 0 for use in uses) and _is_spatial(pad, 0.0)
+        return reader.name in _FILL and _is_spatial(pad, _FILL[reader.name])
 
     def _ends_grouped_conv(self, op: ir.Operation) -> bool:
         site = self._site_of(op.operands[0])
@@ -321,17 +335,18 @@ class _Reader:
         return all(use.owner.operation.name in names for use in op.results[0].uses)
 
     @staticmethod
-    def _unpad(value: ir.Value, *, fill: float = 0.0, grouped: bool = False):
-        """What a window operation reads before its spatial padding, and (top, left, bottom, right); (None, _) on a miss."""
-        op = match.owner(value)
+    def _unpad(
+        value: ir.Value, *, fill: float = 0.0, grouped: bool = False
+    ) -> tuple[ir.Value, tuple[int, int, int, int]]:
+        """What a window operation reads, before a padding that it can take over, and (top, left, bottom, right)."""
+        op = defining_op(value)
         if grouped and op is not None and op.name == "tensor.expand_shape":
-            value, op = op.operands[0], match.owner(op.operands[0])
+            value, op = op.operands[0], defining_op(op.operands[0])
         pad = match.match_pad(op) if op is not None else None
-        if pad is None:
+        if pad is None or not _is_spatial(pad, fill):
             return value, (0, 0, 0, 0)
-        if pad.value != fill or any(pad.low[:2] + pad.high[:2]) or len(pad.low) != 4:
-            return None, (0, 0, 0, 0)
-        return pad.source, (*pad.low[2:], *pad.high[2:])
+        (top, left), (bottom, right) = pad.low[2:], pad.high[2:]
+        return pad.source, (top, left, bottom, right)
 
     @staticmethod
     def _read_once(value: ir.Value) -> bool:
@@ -347,3 +362,8 @@ class _Reader:
             raise NetworkError(
                 f"{what} has type {value.type}; expected a tensor of static shape (export with fixed sizes)"
             )
+
+
+def _is_spatial(pad: match.Pad, fill: float) -> bool:
+    """Whether only height and width of a four-dimensional tensor are padded, with ``fill``."""
+    return pad.value == fill and len(pad.low) == 4 and not any(pad.low[:2] + pad.high[:2])

@@ -2,13 +2,14 @@
 
 before -> after:
 
-    conv_2d_nchw_fchw(x, w)            ->  conv_2d_nhwc_hwcf(x', w')              depthwise, grouped and pools likewise
-    generic{(n, c, h, w) -> …}(x)      ->  generic{(n, h, w, c) -> …}(x')         loops and maps permuted, body as it was
+    conv_2d_nchw_fchw(x, w)            ->  conv_2d_nhwc_hwcf(x', w')            depthwise, grouped and pools likewise
+    generic{(n, c, h, w) -> …}(x)      ->  generic{(n, h, w, c) -> …}(x')       loops and maps permuted, body as it was
     pad, concat, extract_slice         ->  the same with permuted dimensions
-    collapse(transpose(expand(x)))     ->  the same on the innermost dimension     channel shuffle
+    collapse(transpose(expand(x)))     ->  the same on the innermost dimension  channel shuffle
 
-x' is x transposed to N H W C. A transpose is made where an operation cannot be converted meets one that was: normally one
-at the entry, none inside. Constants are transposed here, in numpy. On CPUs a depthwise convolution is 25 to 35 times faster this way.
+x' is x transposed to N H W C. A transpose is made where an operation that cannot be converted meets one that was:
+normally one at the entry, none inside. Constants are transposed here, in numpy. On CPUs a depthwise convolution is 25
+to 35 times faster this way.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from torch_mlir.dialects import linalg, tensor
 
 from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import PARAMETER, constant, constant_array, walk
-from mlir_passes.lower_qdq_to_integer import erase_dead
-from mlir_passes.read_network import LAYER, NetworkError, main_function
+from mlir_passes.build import LAYER, PARAMETER, constant, constant_array, defining_op, erase_dead, walk
+from mlir_passes.read_network import NetworkError, main_function
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _SPLIT = "[[0], [1, 2], [3], [4]]"
@@ -54,21 +54,20 @@ class ToNhwc(Pass):
 
 class _Converter:
     def __init__(self) -> None:
-        self.last: dict[
-            ir.Value, ir.Value
-        ] = {}  # NCHW value -> the same with channels last; rank 5: groups and channels
+        # NCHW value -> the same with channels last, or groups and channels last (rank 5).
+        self.last: dict[ir.Value, ir.Value] = {}
         self.back: dict[ir.Value, ir.Value] = {}  # converted NCHW value -> its NCHW form, made on demand
         self.converted: set[ir.Value] = set()
 
     def visit(self, op: ir.Operation) -> None:
+        for inner in list(walk(op))[1:]:  # a gather indexes its tensor in NCHW, whatever becomes of the loops around it
+            self._restore(inner)
         handler = self._handler(op)
         made = handler(op) if handler is not None else None
         if made is None:
-            for i, operand in enumerate(op.operands):
-                if operand in self.converted:
-                    op.operands[i] = self._first(operand)
+            self._restore(op)
             return
-        owner = match.owner(made)
+        owner = defining_op(made)
         if owner is not None and LAYER in op.attributes:
             owner.attributes[LAYER] = op.attributes[LAYER]
         self.last[op.results[0]] = made
@@ -94,11 +93,17 @@ class _Converter:
 
     # Values
 
+    def _restore(self, op: ir.Operation) -> None:
+        """Let ``op`` read converted values in NCHW."""
+        for i, operand in enumerate(op.operands):
+            if operand in self.converted:
+                op.operands[i] = self._first(operand)
+
     def _last(self, value: ir.Value) -> ir.Value:
         """``value`` with channels innermost; made here if it is not there yet."""
         if value in self.last:
             return self.last[value]
-        op = match.owner(value)
+        op = defining_op(value)
         kind = ir.RankedTensorType(value.type)
         order = _TO_NHWC if kind.rank == 4 else _TO_LAST
         shape = [kind.shape[i] for i in order]
@@ -127,7 +132,7 @@ class _Converter:
         return any(value in self.converted for value in values)
 
     def _weight(self, value: ir.Value, order: Sequence[int]) -> ir.Value:
-        op = match.owner(value)
+        op = defining_op(value)
         array = None if op is None else constant_array(value)
         return _transposed(value, order) if op is None or array is None else _constant_like(op, array.transpose(order))
 
@@ -155,8 +160,8 @@ class _Converter:
     def _pad(self, op: ir.Operation) -> ir.Value | None:
         if _rank(op.operands[0]) != 4 or len(op.operands) != 1:
             return None
-        (yielded,) = match.body_of(op)
-        if match.owner(yielded.operands[0]) is None:
+        yielded, *others = match.body_of(op)
+        if others or defining_op(yielded.operands[0]) is None:
             return None
         low, high = _permuted(match.ints(op, "static_low")), _permuted(match.ints(op, "static_high"))
         source = self._last(op.operands[0])
@@ -168,7 +173,7 @@ class _Converter:
         return pad.result
 
     def _concat(self, op: ir.Operation) -> ir.Value | None:
-        if not self._any_converted(list(op.operands)):
+        if not self._any_converted(list(op.operands)) or _rank(op.results[0]) != 4:
             return None
         dim = _TO_NHWC.index(ir.IntegerAttr(op.attributes["dim"]).value)
         attributes = {"dim": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), dim)}
@@ -176,7 +181,8 @@ class _Converter:
         return ir.Operation.create("tensor.concat", [_type_like(op.results[0])], operands, attributes).result
 
     def _slice(self, op: ir.Operation) -> ir.Value | None:
-        if not self._any_converted([op.operands[0]]) or len(op.operands) != 1:
+        plain = len(op.operands) == 1 and _rank(op.operands[0]) == _rank(op.results[0]) == 4
+        if not plain or not self._any_converted([op.operands[0]]):
             return None
         attributes = {
             name: ir.DenseI64ArrayAttr.get(_permuted(match.ints(op, name)))
