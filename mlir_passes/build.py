@@ -199,6 +199,29 @@ def elementwise(
     return generic.results[0]
 
 
+def split_groups(value: ir.Value, groups: int) -> ir.Value:
+    """View `[n, g * c, h, w]` as `[n, g, c, h, w]`."""
+    kind = ir.RankedTensorType(value.type)
+    n, channels, h, w = kind.shape
+    shape = [n, groups, channels // groups, h, w]
+    attributes = {"reassociation": _groups(), "static_output_shape": ir.DenseI64ArrayAttr.get(shape)}
+    result = tensor_type(shape, kind.element_type)
+    return ir.Operation.create("tensor.expand_shape", [result], [value], attributes).result
+
+
+def join_groups(value: ir.Value) -> ir.Value:
+    """View `[n, g, c, h, w]` as `[n, g * c, h, w]`."""
+    kind = ir.RankedTensorType(value.type)
+    n, groups, channels, h, w = kind.shape
+    result = tensor_type([n, groups * channels, h, w], kind.element_type)
+    return ir.Operation.create("tensor.collapse_shape", [result], [value], {"reassociation": _groups()}).result
+
+
+def regroups(op: ir.Operation) -> bool:
+    """Whether a reshape does what `split_groups` or `join_groups` does."""
+    return op.name in _RESHAPES and op.attributes["reassociation"] == _groups(op.context)
+
+
 class FreshNames:
     """Parameter names that no constant of the module has yet; they depend on layers and order, never on numbers."""
 
@@ -233,6 +256,10 @@ def erase_if_unused(value: ir.Value) -> None:
     op.erase()
     for operand in dict.fromkeys(operands):
         erase_if_unused(operand)
+
+
+def _groups(context: ir.Context | None = None) -> ir.Attribute:
+    return ir.Attribute.parse("[[0], [1, 2], [3], [4]]", context=context)
 
 
 def _map_by_rank(value: ir.Value, rank: int, channel: int) -> ir.AffineMap:

@@ -28,8 +28,6 @@ from mlir_passes.build import strip_annotations
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import NetworkError, main_function
 
-_GROUPED = "linalg.conv_2d_ngchw_gfchw"
-
 
 @dataclass(frozen=True)
 class InsertQdq(Pass):
@@ -87,7 +85,7 @@ def _quantize_uses(op: ir.Operation, value: ir.Value, quantized: ir.Attribute) -
 def _quantize_weight(op: ir.Operation) -> None:
     weight = op.operands[1]
     shape = match.shape_of(weight)
-    if op.name != _GROUPED:
+    if op.name != match.GROUPED_CONV:
         op.operands[1] = _qdq(op, weight, op.attributes[WEIGHT])[1]
         return
     # One scale per output channel spans the two leading dimensions of a grouped weight: quantize it as [g*f, c, h, w].

@@ -11,7 +11,7 @@ from torch_mlir.dialects import arith, linalg, tensor
 from torch_mlir.dialects import math as math_dialect
 
 from mlir_passes import match
-from mlir_passes.build import element_type, elementwise, parameter, set_layer, tensor_type
+from mlir_passes.build import element_type, elementwise, join_groups, parameter, set_layer, split_groups, tensor_type
 from mlir_passes.network import Node
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import Site
@@ -128,20 +128,16 @@ class Emitter:
             return self._named(acc), bias
         padded = self._pad(self.inputs[0], self._padding_value(x))
         window = {"strides": list(node.strides), "dilations": list(node.dilations)}
-        grouped = op.name == "linalg.conv_2d_ngchw_gfchw"
+        grouped = op.name == match.GROUPED_CONV
         shape = match.shape_of(op.operands[1])
         weight = parameter(f"{self.name}.weight", np.ascontiguousarray(integers.reshape(shape)))
         if not grouped:
             build = getattr(linalg, op.name.removeprefix("linalg."))
             return self._named(build(padded, weight, outs=[self._filled(np.int32, 0)], **window)), bias
-        n, c, h, wide = match.shape_of(padded)
-        split = tensor_type([n, node.groups, c // node.groups, h, wide], np.int8)
-        padded = _reshape("tensor.expand_shape", padded, split)
-        n, _, h, wide = node.shape
-        inner = [n, node.groups, node.shape[1] // node.groups, h, wide]
-        init = self._filled(np.int32, 0, inner)
-        acc = self._named(linalg.conv_2d_ngchw_gfchw(padded, weight, outs=[init], **window))
-        return _reshape("tensor.collapse_shape", acc, tensor_type(node.shape, np.int32)), bias
+        n, channels, *image = node.shape
+        init = self._filled(np.int32, 0, [n, node.groups, channels // node.groups, *image])
+        split = split_groups(padded, node.groups)
+        return join_groups(self._named(linalg.conv_2d_ngchw_gfchw(split, weight, outs=[init], **window))), bias
 
     def _window_sum(self, x: QuantSpec) -> tuple[ir.Value, np.ndarray]:
         """The i32 sum over each window, and minus the zero points in it as bias i32[channels]."""
@@ -275,13 +271,6 @@ def _to_f32(values: np.ndarray) -> np.ndarray:
 def _wrap(values):
     """An integer as i32 in two's complement, as the hardware's own sums wrap."""
     return np.asarray(values, np.int64).astype(np.int32)
-
-
-def _reshape(name: str, value: ir.Value, result: ir.RankedTensorType) -> ir.Value:
-    attributes = {"reassociation": ir.Attribute.parse("[[0], [1, 2], [3], [4]]")}
-    if name == "tensor.expand_shape":
-        attributes["static_output_shape"] = ir.DenseI64ArrayAttr.get(list(result.shape))
-    return ir.Operation.create(name, [result], [value], attributes).result
 
 
 def _extend(value: ir.Value) -> ir.Value:

@@ -9,8 +9,9 @@ import numpy as np
 from torch_mlir import ir
 
 from mlir_passes.build import defining_op as owner
-from mlir_passes.build import relaid_constant
+from mlir_passes.build import regroups, relaid_constant
 
+GROUPED_CONV = "linalg.conv_2d_ngchw_gfchw"
 _GREATER = {2, 3, 9, 10}  # ogt oge ugt uge
 _LESS = {4, 5, 11, 12}  # olt ole ult ule
 
@@ -97,6 +98,18 @@ def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
         inner = relaid_constant(op.operands[0])
         return inner if inner is not None and inner.shape == (channels,) else None
     return None
+
+
+def splits_groups(op: ir.Operation | None) -> bool:
+    """Whether an operation views [n, g * c, h, w] as [n, g, c, h, w], as grouped convolutions read it."""
+    return op is not None and op.name == "tensor.expand_shape" and regroups(op)
+
+
+def joining_reader(value: ir.Value) -> ir.Operation | None:
+    """The only reader of a grouped convolution's result if it views it as [n, g * c, h, w]."""
+    readers = [use.owner.operation for use in value.uses]
+    joins = len(readers) == 1 and readers[0].name == "tensor.collapse_shape" and regroups(readers[0])
+    return readers[0] if joins else None
 
 
 def match_pad(op: ir.Operation) -> Pad | None:

@@ -13,13 +13,13 @@ import numpy as np
 from torch_mlir import ir
 
 from mlir_passes import match
-from mlir_passes.build import LAYER, defining_op, layer_of, reads, relaid_constant
+from mlir_passes.build import defining_op, layer_of, reads, relaid_constant
 from mlir_passes.network import Network, Node
 
 _CONVS = {
     "linalg.conv_2d_nchw_fchw": "dense",
     "linalg.depthwise_conv_2d_nchw_chw": "depthwise",
-    "linalg.conv_2d_ngchw_gfchw": "grouped",
+    match.GROUPED_CONV: "grouped",
 }
 _SOURCES = {"arith.constant", "tensor.empty"}
 _FILL = {**dict.fromkeys(_CONVS, 0.0), "linalg.pooling_nchw_max": -math.inf, "linalg.pooling_nchw_sum": 0.0}
@@ -63,19 +63,6 @@ def main_function(module: ir.Operation) -> ir.Operation:
     if len(functions) != 1:
         raise NetworkError(f"expected one func.func with a body, found {len(functions)}")
     return functions[0]
-
-
-def name_layers(module: ir.Operation) -> None:
-    """Set ``quantune.layer`` on every operation whose location is a name, unless it has one.
-
-    before -> after: ``linalg.conv_… loc("f.0")`` -> ``linalg.conv_… {quantune.layer = "f.0"} loc("f.0")``
-    """
-    for op in main_function(module).regions[0].blocks[0].operations:
-        op = op.operation
-        if LAYER in op.attributes or op.name.split(".")[0] not in ("linalg", "tensor"):
-            continue
-        if isinstance(op.location, ir.NameLoc):
-            op.attributes[LAYER] = ir.StringAttr.get(op.location.name_str, context=module.context)
 
 
 def read_network(module: ir.Operation) -> Reading:
@@ -128,11 +115,9 @@ class _Reader:
             self._matmul(op)
         elif op.name in ("linalg.pooling_nchw_max", "linalg.pooling_nchw_sum"):
             self._pool(op)
-        elif op.name == "tensor.expand_shape" and self._all_readers(op, {"linalg.conv_2d_ngchw_gfchw"}):
+        elif match.splits_groups(op) and _all_read_by_grouped_convs(op):
             return
-        elif op.name == "tensor.collapse_shape" and self._ends_grouped_conv(op):
-            site = self._site_of(op.operands[0])
-            assert site is not None
+        elif (site := self._site_of(op.operands[0]) if len(op.operands) else None) and _joins(site, op):
             self._extend(site, op)
         elif op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
             self._add(op, "reshape", (op.operands[0],))
@@ -174,7 +159,11 @@ class _Reader:
 
     def _conv(self, op: ir.Operation) -> None:
         form = _CONVS[op.name]
-        source, pads = self._unpad(op.operands[0], grouped=form == "grouped")
+        maker = defining_op(op.operands[0])
+        if form == "grouped" and not (match.splits_groups(maker) and match.joining_reader(op.results[0])):
+            self._float(op, detail=f"{op.name} between views of its groups")
+            return
+        source, pads = self._unpad(maker.operands[0] if form == "grouped" else op.operands[0])
         weight, weight_type = self._weight(op.operands[1])
         channels = math.prod(match.shape_of(op.results[0])[1:-2])
         bias = match.channel_bias(op.operands[2], channels)
@@ -318,30 +307,14 @@ class _Reader:
 
     @staticmethod
     def _takes_padding(reader: ir.Operation, pad: match.Pad) -> bool:
-        if reader.name == "tensor.expand_shape":
-            uses = list(reader.results[0].uses)
-            grouped = [use.owner.operation.name == "linalg.conv_2d_ngchw_gfchw" for use in uses]
-            return all(grouped) and all(use.operand_number == 0 for use in uses) and _is_spatial(pad, 0.0)
+        if match.splits_groups(reader):
+            return _all_read_by_grouped_convs(reader) and _is_spatial(pad, 0.0)
         return reader.name in _FILL and _is_spatial(pad, _FILL[reader.name])
 
-    def _ends_grouped_conv(self, op: ir.Operation) -> bool:
-        site = self._site_of(op.operands[0])
-        return site is not None and site.op is not None and site.op.name == "linalg.conv_2d_ngchw_gfchw" and (
-            self._read_once(op.operands[0])
-        )  # fmt: skip
-
     @staticmethod
-    def _all_readers(op: ir.Operation, names: set[str]) -> bool:
-        return all(use.owner.operation.name in names for use in op.results[0].uses)
-
-    @staticmethod
-    def _unpad(
-        value: ir.Value, *, fill: float = 0.0, grouped: bool = False
-    ) -> tuple[ir.Value, tuple[int, int, int, int]]:
+    def _unpad(value: ir.Value, *, fill: float = 0.0) -> tuple[ir.Value, tuple[int, int, int, int]]:
         """What a window operation reads, before a padding that it can take over, and (top, left, bottom, right)."""
         op = defining_op(value)
-        if grouped and op is not None and op.name == "tensor.expand_shape":
-            value, op = op.operands[0], defining_op(op.operands[0])
         pad = match.match_pad(op) if op is not None else None
         if pad is None or not _is_spatial(pad, fill):
             return value, (0, 0, 0, 0)
@@ -367,3 +340,15 @@ class _Reader:
 def _is_spatial(pad: match.Pad, fill: float) -> bool:
     """Whether only height and width of a four-dimensional tensor are padded, with ``fill``."""
     return pad.value == fill and len(pad.low) == 4 and not any(pad.low[:2] + pad.high[:2])
+
+
+def _all_read_by_grouped_convs(split: ir.Operation) -> bool:
+    return all(u.owner.operation.name == match.GROUPED_CONV and u.operand_number == 0 for u in split.results[0].uses)
+
+
+def _joins(site: Site, op: ir.Operation) -> bool:
+    """Whether ``op`` is the last step of ``site``'s grouped convolution: the view that joins its groups."""
+    if site.node.kind != "conv" or site.op is None:
+        return False
+    reader = match.joining_reader(site.op.results[0])
+    return reader is not None and reader == op

@@ -50,11 +50,12 @@ def read_model(source: bytes, name: str) -> ImportedModel:
 
 def from_module(module: ir.Module, name: str) -> ImportedModel:
     """Name the layers of a linalg module, read its network, and take its bytecode."""
-    from mlir_passes.read_network import NetworkError, name_layers, read_network
+    from mlir_passes.prepare import prepare
+    from mlir_passes.read_network import NetworkError, read_network
 
     with module.context:
         try:
-            name_layers(module.operation)
+            prepare(module.operation)
             network = read_network(module.operation).network
         except NetworkError as error:
             raise ImportFailed(f"model '{name}': {error}") from error

@@ -13,7 +13,7 @@ from torch import nn
 from torch_mlir import ir
 
 from mlir_passes.network import Network
-from mlir_passes.read_network import NetworkError, name_layers, read_network
+from mlir_passes.read_network import NetworkError, read_network
 from quantune.frontend.importer import import_module
 
 Conv = nn.Conv2d
@@ -213,6 +213,22 @@ def test_what_is_left_in_f32_knows_what_it_reads(name: str) -> None:
     assert all(node.detail for node in network.nodes if node.kind == "float")
 
 
+def test_a_view_behind_a_grouped_convolution_is_its_own_node() -> None:
+    network = _network(lambda m, x: m[1](m[0](x)).flatten(1), Conv(3, 4, 1), Conv(4, 4, 1, groups=2))
+    assert _kinds(network)[1:] == [("conv", ("m.0",)), ("reshape", ("m.1",)), ("reshape", ("reshape",))]
+    assert network.by_name["m.1"].shape == (1, 4, 8, 8)
+
+
+def test_channel_shuffle_next_to_grouped_convolutions() -> None:
+    def forward(m: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+        return m[2](m[1](m[0](x)).view(1, 2, 2, 8, 8).transpose(1, 2).reshape(1, 4, 8, 8))
+
+    network = _network(forward, Conv(3, 4, 1), Conv(4, 4, 1, groups=2), Conv(4, 4, 1, groups=2))
+    kinds = [node.kind for node in network.nodes]
+    assert kinds == ["input", "conv", "conv", "reshape", "transpose", "reshape", "conv"]
+    assert [node.shape for node in network.layers] == [(1, 4, 8, 8)] * 3
+
+
 def test_padding_before_a_convolution_adds_up() -> None:
     network = _network(lambda m, x: m[0](F.pad(x, (1, 0, 1, 0))), Conv(3, 4, 3, padding=1))
     assert _kinds(network) == [("conv", ("input",))]
@@ -318,20 +334,3 @@ def test_quantized_networks_read_alike_and_report_their_types() -> None:
         assert weight.reshape(-1).tolist() == [1, 2]
         (source,) = reading.sites["conv"].sources
         assert source.owner.name == "quant.dcast"
-
-
-def test_layers_are_named_after_locations() -> None:
-    with ir.Context() as context:
-        context.allow_unregistered_dialects = True
-        module = ir.Module.parse("""
-          func.func @f(%x: tensor<2x2xf32>) -> tensor<2x2xf32> {
-            %e = tensor.empty() : tensor<2x2xf32> loc("a.b")
-            %t = linalg.transpose ins(%x : tensor<2x2xf32>) outs(%e : tensor<2x2xf32>) permutation = [1, 0] loc("a.b")
-            %u = linalg.transpose ins(%t : tensor<2x2xf32>) outs(%e : tensor<2x2xf32>) permutation = [1, 0]
-              {quantune.layer = "kept"} loc("other")
-            %v = linalg.transpose ins(%u : tensor<2x2xf32>) outs(%e : tensor<2x2xf32>) permutation = [1, 0] loc(unknown)
-            return %v : tensor<2x2xf32>
-          }""")
-        name_layers(module.operation)
-        names = [(node.layer, node.name) for node in read_network(module.operation).network.nodes[1:]]
-    assert names == [("a.b", "a.b"), ("kept", "kept"), ("", "transpose")]
