@@ -1,11 +1,11 @@
 """Give a trained MobileNetV2 the channel imbalance of ImageNet models, without changing what it computes.
 
 The tensor between two inverted residuals is linear: no activation stands between the projection that writes it and the
-expansion that reads it. Scaling its channel c by s_c where it is written and by 1/s_c where it is read changes nothing
-in f32 (s_c are powers of two, so not even the rounding), but the channels' ranges now differ by orders of magnitude, as
-they do in MobileNetV2 trained on ImageNet (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-Correction", ICCV 2019). A small network trained on a small task has no such imbalance: at 8 bits nearly all settings are
-equal there.
+expansion that reads it. Scaling channel c by s_c where it is written and by 1/s_c where it is read changes nothing in
+f32 (s_c are powers of two, so not even the rounding), but the ranges of the channels now differ by orders of magnitude,
+as they do in MobileNetV2 trained on ImageNet (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+Bias Correction", ICCV 2019). A small network trained on a small task has no such imbalance: at 8 bits nearly all
+settings are equal there.
 
   python -m quantune.zoo.imbalance TRAINED.safetensors OUT.safetensors [--octaves 1.75]
 """
@@ -29,7 +29,8 @@ LARGEST = 4
 def imbalance(model: nn.Module, octaves: float, seed: int = 0) -> None:
     """Scale the bottleneck channels of a torchvision MobileNetV2 in place, by 2**k, k normal.
 
-    octaves: standard deviation of k. Blocks joined by residual additions write the same tensor and share their scales. |k| is at most 4.
+    octaves: standard deviation of k. Blocks joined by residual additions write the same tensor and share their scales.
+    |k| is at most 4.
     """
     rng = np.random.default_rng(seed)
     features = list(model.features)  # type: ignore[arg-type]
