@@ -55,6 +55,6 @@ def _rewrite(op: ir.Operation, width: int) -> None:
     op.erase()
 
 
-def _width(integers: ir.Type) -> int:
+def _width(integers: ir.IntegerType | ir.ShapedType) -> int:
     """Bits of an integer type, or of a tensor's elements."""
     return (integers.element_type if isinstance(integers, ir.ShapedType) else integers).width

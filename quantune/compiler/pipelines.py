@@ -27,7 +27,8 @@ STAGES = ("linalg", "qdq", "integer", "vmfb")
 class Debugging:
     """What to leave behind while passes run.
 
-    dump_dir: a tree of the IR after each pass. print_ir: the same on stderr. reproducer_dir: where a failure's input and command go.
+    dump_dir: a tree of the IR after each pass. print_ir: the same on stderr. reproducer_dir: where a failure's input
+    and command go.
     """
 
     dump_dir: Path | None = None
@@ -87,6 +88,7 @@ def lower(
     debugging = debugging or Debugging()
     with tempfile.TemporaryDirectory(prefix="quantune-plan-") as folder:
         text: list[str] = []
+        path: Path | None = None
         if plan is not None and until != "linalg":
             path = (debugging.reproducer_dir or Path(folder)) / "plan.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +100,7 @@ def lower(
             text.append(target_passes(target, precision))
         module = parse(bytecode)
         run(module, ",".join(text), debugging)
-    pipeline = (
-        ",".join(text).replace(str(path.parent), "") if plan is not None and until != "linalg" else ",".join(text)
-    )
+    pipeline = ",".join(text) if path is None else ",".join(text).replace(str(path.parent), "")
     if not outline:
         return Lowered(to_bytecode(module), None, pipeline)
     from mlir_passes.outline_parameters import collect_parameters
@@ -130,8 +130,11 @@ def run(module: ir.Module, pipeline: str, debugging: Debugging) -> None:
     """Run a pipeline's text over ``module`` in place."""
     try:
         Pipeline.parse(pipeline).run(
-            module, print_ir_after_all=debugging.print_ir, dump_dir=debugging.dump_dir, reproducer_dir=debugging.reproducer_dir
-        )  # fmt: skip
+            module,
+            print_ir_after_all=debugging.print_ir,
+            dump_dir=debugging.dump_dir,
+            reproducer_dir=debugging.reproducer_dir,
+        )
     except PipelineFailure as error:
         raise PassFailed(str(error)) from error
 

@@ -5,13 +5,14 @@ The algebra, with s = γ / sqrt(σ² + ε):
     BN(conv(x, W) + b)  ->  conv(x, W·s) + ((b − μ)·s + β)        s along W's output channels
     BN(x)               ->  x·s + (β − μ·s)                       when no convolution of its own precedes it
 
-Nothing is added to the program's signature: the folded values are stored in the normalization's own parameter and buffer
-slots, which nobody reads any more.
+Nothing is added to the program's signature: the folded values are stored in the normalization's own parameter and
+buffer slots, which nobody reads any more.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -22,7 +23,7 @@ _CONV = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default, torc
 
 
 def fold_batch_norms(program: ExportedProgram) -> int:
-    """Fold every inference batch norm of ``program``; returns how many. Weights are computed in f64 and stored in f32."""
+    """Fold every inference batch norm of ``program`` (computed in f64, stored in f32); returns how many."""
     state = _State(program)
     folded = 0
     for node in list(program.graph.nodes):
@@ -49,8 +50,8 @@ class _State:
         name = self.names.get(node.name) if isinstance(node, Node) else None
         if name is None:
             return None
-        value = self.program.state_dict.get(name)
-        return self.program.constants.get(name) if value is None else value
+        value: Any = self.program.state_dict.get(name)
+        return cast("torch.Tensor | None", self.program.constants.get(name)) if value is None else value
 
     def write(self, node: Node, value: torch.Tensor) -> None:
         name = self.names[node.name]
@@ -72,7 +73,9 @@ def _fold(program: ExportedProgram, state: _State, node: Node) -> bool:
     epsilon = float(node.args[7] if node.target is _BATCH_NORM[0] else node.args[6])  # type: ignore[arg-type]
     scale = torch.rsqrt(variance.double() + epsilon) * (1.0 if gamma is None else gamma.double())
     shift = (0.0 if beta is None else beta.double()) - mean.double() * scale
-    assert isinstance(x, Node) and isinstance(mean_node, Node) and isinstance(variance_node, Node)
+    assert isinstance(x, Node)
+    assert isinstance(mean_node, Node)
+    assert isinstance(variance_node, Node)
     replacement = _fold_into_conv(state, x, scale, shift, mean_node)
     if replacement is None:
         state.write(mean_node, shift)
@@ -91,10 +94,11 @@ def _fold_into_conv(state: _State, conv: Node, scale: torch.Tensor, shift: torch
     """Scale the weight of ``conv`` and hand it ``slot``, the normalization's mean, as its new bias."""
     if conv.op != "call_function" or conv.target not in _CONV or len(conv.users) != 1:
         return None
-    weight_node = conv.args[1]
-    bias_node = conv.args[2] if len(conv.args) > 2 else conv.kwargs.get("bias")
+    given = list(conv.args)
+    weight_node = given[1]
+    bias_node = given[2] if len(given) > 2 else conv.kwargs.get("bias")
     weight = state.read(weight_node)
-    transposed = conv.target is _CONV[1] and conv.args[6] is True
+    transposed = conv.target is _CONV[1] and given[6] is True
     if weight is None or transposed or not state.is_private(weight_node):
         return None
     if isinstance(bias_node, Node):

@@ -1,8 +1,8 @@
 """torch.export program -> f32 linalg module whose layers carry their module path and whose weights are readable.
 
-Two things differ from torch-mlir's default import. Weights become ``dense`` constants, because a ``dense_resource`` cannot be
-read back from Python and passes must read, quantize and repack weights. Locations become module paths, which survive the
-lowering to linalg, and from which the attribute ``quantune.layer`` is set.
+Two things differ from torch-mlir's default import. Weights become ``dense`` constants, because a ``dense_resource``
+cannot be read back from Python and passes must read, quantize and repack weights. Locations become module paths, which
+survive the lowering to linalg, and from which the attribute ``quantune.layer`` is set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def import_program(program: ExportedProgram, name: str) -> ImportedModel:
 
 
 def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> ImportedModel:
-    """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` itself is not changed."""
+    """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` stays as it is."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Model references -> imported models: ``torchvision:NAME``, ``builtin:NAME``, ``PKG.MOD:FACTORY``, ``.pt2``, ``.mlir``."""
+"""Model references -> imported models: torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, .pt2 and .mlir files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ModelRequest:
 
 
 def load_model(request: ModelRequest) -> ImportedModel:
-    """Resolve and import a model. Raises UsageError for a wrong reference, ImportFailed for a model that does not lower."""
+    """Resolve and import a model. Raises UsageError for a wrong reference, ImportFailed for one that does not lower."""
     if request.batch < 1:
         raise UsageError(f"batch {request.batch}: expected 1 or more")
     reference = request.reference
@@ -56,7 +56,8 @@ def load_model(request: ModelRequest) -> ImportedModel:
         model, title = _call_factory(kind, name), name
     else:
         raise UsageError(
-            f"model '{reference}': expected torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir or FILE.mlirbc"
+            f"model '{reference}': expected torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, "
+            "FILE.pt2, FILE.mlir or FILE.mlirbc"
         )
     if request.weights is not None:
         load_weights(model, request.weights)
@@ -75,13 +76,17 @@ def request_key(request: ModelRequest) -> str | None:
     """A key under which an imported model may be cached, or None where the reference alone does not fix the weights."""
     if not request.reference.startswith(("torchvision:", "builtin:")):
         return None
-    weights = "" if request.weights is None else hashlib.sha256(request.weights.read_bytes()).hexdigest()
+    name = request.reference.partition(":")[2]
+    path = request.weights
+    if request.reference.startswith("builtin:") and name in BUILTIN:
+        path = Path(str(resources.files("quantune.zoo") / BUILTIN[name][1]))
+    weights = "" if path is None else hashlib.sha256(_existing(str(path), "weights").read_bytes()).hexdigest()
     versions = (torch.__version__, torchvision().__version__)
     return repr((request.reference, weights, request.shape, request.batch, request.classes, request.seed, versions))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from safetensors or a torch file (tensors only) into ``model``. Raises UsageError on any mismatch."""
+    """Load a state dict from safetensors or a torch file (tensors only) into ``model``; UsageError on any mismatch."""
     _existing(str(path), "weights")
     try:
         if path.suffix == ".safetensors":
@@ -119,7 +124,8 @@ def _torchvision_model(request: ModelRequest, name: str, classes: int | None = N
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise UsageError(
-            f"torchvision has no classification model '{name}'{f'; did you mean {chr(39)}{close[0]}{chr(39)}?' if close else ''}"
+            f"torchvision has no classification model '{name}'"
+            f"{f'; did you mean {chr(39)}{close[0]}{chr(39)}?' if close else ''}"
         )
     torch.manual_seed(request.seed)  # random weights when none are given: the same on every run
     options: dict[str, Any] = {"weights": None}
@@ -135,7 +141,7 @@ def _torchvision_model(request: ModelRequest, name: str, classes: int | None = N
 
 
 def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int], images: int = 8) -> None:
-    """Give a model with random weights batch norm statistics of its own activations, so that signals keep their scale."""
+    """Give a model with random weights batch norm statistics of its own activations: signals keep their scale."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return

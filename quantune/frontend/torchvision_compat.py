@@ -1,7 +1,7 @@
 """The one place that imports torchvision.
 
-torchvision's compiled operators cannot load beside a CPU build of torch; its Python code then fails at import because it
-registers fake kernels for two operators that nobody defined. Defining their schemas first is enough: classification
+torchvision's compiled operators cannot load beside a CPU build of torch; its Python code then fails at import because
+it registers fake kernels for two operators that nobody defined. Defining their schemas first is enough: classification
 models use neither.
 """
 

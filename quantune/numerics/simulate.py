@@ -1,8 +1,8 @@
 """The whole integer network in numpy, layer by layer: what a compiled artifact must compute, bit for bit on CPU.
 
-Works from the network and its plan alone, independently of the passes: it is the other side of the comparison. Integers are
-those of the plan (u8 or s8); a tensor that is not quantized is f32. Only sums of f32 layers depend on an order of summation
-that numpy does not share with the compiled code; everything between quantized tensors is exact.
+Works from the network and its plan alone, independently of the passes: it is the other side of the comparison. Integers
+are those of the plan (u8 or s8); a tensor that is not quantized is f32. Only sums of f32 layers depend on an order of
+summation that numpy does not share with the compiled code; everything between quantized tensors is exact.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def steps(
             value = _compute(network, node, activations, weights, alive)
         params = activations.get(node.name)
         if params is not None and value.dtype == np.float32:
-            value = affine.quantize(value, params)
+            value = affine.quantize(np.asarray(value, np.float32), params)
         alive[node.name] = value
         yield node.name, value
         for name in (*node.inputs, *(i for j in node.inputs if j not in alive for i in network.by_name[j].inputs)):
@@ -63,8 +63,12 @@ def steps(
 
 
 def _compute(
-    network: Network, node: Node, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams], alive: dict[str, Tensor]
-) -> Tensor:  # fmt: skip
+    network: Network,
+    node: Node,
+    activations: Mapping[str, QuantParams],
+    weights: Mapping[str, QuantParams],
+    alive: dict[str, Tensor],
+) -> Tensor:
     clamp: Node | None = None
     producer = network.by_name[node.inputs[0]]
     if node.kind == "clamp" and producer.name not in alive:
@@ -114,7 +118,8 @@ def bounds(clamp: Node | None, params: QuantParams) -> tuple[int, int]:
 def _integer_layer(
     node: Node, x: Tensor, s_x: QuantParams, s_w: QuantParams, target: QuantParams | None, clamp: Node | None
 ) -> Tensor:
-    assert node.weight is not None and node.bias is not None
+    assert node.weight is not None
+    assert node.bias is not None
     w = affine.quantize(node.weight, s_w).astype(np.float64)
     centred = x.astype(np.float64) - float(s_x.zero_point)  # padding with the zero point is padding with 0 here
     acc = _layer(node, centred, w).astype(np.int64)
@@ -166,7 +171,8 @@ def _moved(node: Node, inputs: list[Tensor], params: QuantParams) -> Tensor:
 def _real(node: Node, inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """The f32 form of a node."""
     if node.kind in LAYERS:
-        assert node.weight is not None and node.bias is not None
+        assert node.weight is not None
+        assert node.bias is not None
         return _layer(node, inputs[0], node.weight).astype(np.float32) + _along_channels(node.bias, len(node.shape))
     if node.kind == "clamp":
         return np.clip(inputs[0], np.float32(node.lo), np.float32(node.hi))

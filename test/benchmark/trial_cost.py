@@ -2,8 +2,8 @@
 
   python test/benchmark/trial_cost.py [MODEL] [--size 224] [--images 1000]
 
-Random weights and random images: only times are of interest. The first configuration of a program pays for its compilation, the
-next ones do not.
+Random weights and random images: only times are of interest. The first configuration of a program pays for its
+compilation, the next ones do not.
 """
 
 from __future__ import annotations
