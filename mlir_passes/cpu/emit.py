@@ -91,7 +91,8 @@ class Calls:
         sides = [
             max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")
         ]
-        return Layout(h, w, c, *sides), wanted[0].number if wanted else None
+        top, left, bottom, right = sides
+        return Layout(h, w, c, top, left, bottom, right), wanted[0].number if wanted else None
 
     def plain(self, value: ir.Value) -> ir.Value:
         """The i8 value that a buffer stands for."""

@@ -14,7 +14,7 @@ _PACKS = {
 
 @dataclass(frozen=True)
 class Isa:
-    """One CPU variant. features: what the CPU must have. width: bytes of a vector register, of which there are ``registers``."""
+    """One CPU variant. features: what the CPU must have. width: bytes of a vector; registers: how many there are."""
 
     name: str
     features: tuple[str, ...]

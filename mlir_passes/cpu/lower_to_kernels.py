@@ -9,10 +9,10 @@ before -> after:
 
     x' = x + 128, held as u8; W' = W in the order in which the kernel reads it; B' = B − 128·ΣW, exact in 32 bits
 
-The kernels stand in the module as stream.executables. Dispatches and kernels of IREE's dialects have their generic form,
-which these bindings can hold. Constants keep the tag of the constant they come from, or get one of the same layer, and the
-text depends on shapes only: one compiled program serves every set of numbers. Where another operation reads or writes a
-tensor of a kernel, it is converted there; what no kernel covers stays as it is.
+The kernels stand in the module as stream.executables. Dispatches and kernels of IREE's dialects have their generic
+form, which these bindings can hold. Constants keep the tag of the constant they come from, or get one of the same
+layer, and the text depends on shapes only: one compiled program serves every set of numbers. Where another operation
+reads or writes a tensor of a kernel, it is converted there; what no kernel covers stays as it is.
 Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: batches, grouped convolutions, f32.
 """
 

@@ -1,4 +1,4 @@
-"""Recognizers for what the integer stage looks like with channels innermost. Each is pure and returns None on a miss."""
+"""Recognizers for the integer stage with channels innermost; each is pure and returns None on a miss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, SHIFT
 
 _MULTIPLIER = "addi sitofp mulf roundeven addf maximumf minimumf fptosi"
 _REAL = "addi sitofp mulf"
-_SHIFT = "addi maxsi subi maxsi shli shrsi maxsi shrsi subi andi andi addi cmpi extui addi maxsi minsi shli addi maxsi minsi trunci"
+_SHIFT = (
+    "addi maxsi subi maxsi shli shrsi maxsi shrsi subi andi andi addi cmpi extui addi maxsi minsi shli addi "
+    "maxsi minsi trunci"
+)
 _BODIES = {_MULTIPLIER: MULTIPLIER, _REAL: REAL, _SHIFT: SHIFT}
 _ADD = "extsi muli extsi muli addi addi shrsi addi maxsi minsi trunci"
 _ADD_ORDERS = (_ADD, "extsi extsi muli muli addi addi shrsi addi maxsi minsi trunci")

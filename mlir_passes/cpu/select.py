@@ -26,7 +26,7 @@ _DENSE, _DEPTHWISE, _MATMUL = "linalg.conv_2d_nhwc_hwcf", "linalg.depthwise_conv
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution or matrix product ready to be emitted: what it reads, its weight as [kh, kw, ci, co], its window."""
+    """A convolution or matrix product to be emitted: what it reads, its weight as [kh, kw, ci, co], its window."""
 
     found: Requantized
     source: Padded
@@ -174,8 +174,13 @@ class Selection:
         return self.calls.layout(result)
 
     def _call(
-        self, spec: Conv | Depthwise | SumPool, operands: list[ir.Value], result: ir.Value, y: Layout, found: Requantized
-    ) -> None:  # fmt: skip
+        self,
+        spec: Conv | Depthwise | SumPool,
+        operands: list[ir.Value],
+        result: ir.Value,
+        y: Layout,
+        found: Requantized,
+    ) -> None:
         if found.form != REAL:
             made = self.calls.call(spec, operands, tensor_type(y.shape, np.int8), found.sums)
             self.calls.buffers[result] = Buffer(made, y)

@@ -22,21 +22,20 @@ CUDA_NAMES = ("turing", "ampere", "ada", "a100", "rtx4090")
 # Architectures IREE 3.13 cannot name. Their driver translates an older architecture's PTX when a program is loaded.
 _NEWER_CUDA = ("sm_90", "sm_90a", "hopper", "h100", "h200", "sm_100", "sm_100a", "blackwell", "b200")
 _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
-# Variant of the CPU kernels -> the flags in /proc/cpuinfo that it needs, and the LLVM names of processors that have
-# them.
+# Variant of the CPU kernels -> the flags in /proc/cpuinfo that it needs, and LLVM's names of processors that have them.
 _KERNEL_FLAGS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
     "avxvnni": frozenset({"avx2", "fma", "avx_vnni"}),
 }
 _KERNEL_CPUS = {
-    "avx512vnni": frozenset({
+    "avx512vnni": (
         "cascadelake", "cooperlake", "icelake-client", "icelake-server", "rocketlake", "tigerlake", "sapphirerapids",
-        "emeraldrapids", "graniterapids", "graniterapids-d", "diamondrapids", "znver4", "znver5",
-    }),
-    "avxvnni": frozenset({
+        "emeraldrapids", "graniterapids", "graniterapids-d", "znver4", "znver5",
+    ),
+    "avxvnni": (
         "alderlake", "raptorlake", "meteorlake", "gracemont", "arrowlake", "arrowlake-s", "lunarlake", "pantherlake",
         "sierraforest", "grandridge", "clearwaterforest",
-    }),
+    ),
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 

@@ -1,9 +1,9 @@
 """Dense convolution u8 x s8 as an implicit matrix product: any window, stride and dilation; 1x1 and matrix-vector too.
 
-A workgroup has a range of row tiles and of channel tiles. A tile is R rows x P columns x NB blocks of one vector of output
-channels, all its accumulators in registers. Each step takes four input channels of one tap: P·R broadcasts, NB vectors of
-weights, and their products. Where a size is no multiple of the tile, the last tile starts earlier and computes a part
-again: the same numbers, and no remainder code.
+A workgroup has a range of row tiles and of channel tiles. A tile is R rows x P columns x NB blocks of one vector of
+output channels, all its accumulators in registers. Each step takes four input channels of one tap: P·R broadcasts, NB
+vectors of weights, and their products. Where a size is no multiple of the tile, the last tile starts earlier and
+computes a part again: the same numbers, and no remainder code.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Depthwise convolution u8 x s8: any window, stride and dilation, vectorized over channels.
 
-Four taps of one row are interleaved byte by byte, so that every i32 lane holds one channel's taps and one dot product
-instruction multiplies and adds them: unpacking pairs of bytes, then pairs of pairs. Within each 128-bit lane this permutes
-the channels over the four accumulators; bias and multipliers are stored in that order, and packing the results back to
-bytes undoes it. Several output rows at a time share the interleaved input rows.
+Four taps of one row are interleaved byte by byte, so that every i32 lane holds one channel's taps and one dot
+product instruction multiplies and adds them: unpacking pairs of bytes, then pairs of pairs. Within each 128-bit lane
+this permutes the channels over the four accumulators; bias and multipliers are stored in that order, and packing the
+results back to bytes undoes it. Several output rows at a time share the interleaved input rows.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class _Emitter:
         words = f"vector<{self.width // 2}xi16>"
         halves = []
         for high in (False, True):
-            pairs = [self._unpack(*taps[i : i + 2], "i8", self.width, high=high) for i in (0, 2)]
+            pairs = [self._unpack(taps[i], taps[i + 1], "i8", self.width, high=high) for i in (0, 2)]
             halves.append([k.op(f"vector.bitcast {pair} : {self.bytes} to {words}") for pair in pairs])
         return [
             k.op(f"vector.bitcast {self._unpack(a, b, 'i16', self.width // 2, high=high)} : {words} to {self.bytes}")
@@ -160,7 +160,8 @@ class _Emitter:
         """Elements of ``a`` and ``b`` in turn, from the low or high half of every 128-bit lane."""
         lane = 16 if kind == "i8" else 8
         first = lane // 2 if high else 0
-        order = [i for start in range(0, count, lane) for e in range(first, first + lane // 2) for i in (start + e, count + start + e)]  # fmt: skip # noqa: E501
+        picked = [start + e for start in range(0, count, lane) for e in range(first, first + lane // 2)]
+        order = [i for e in picked for i in (e, count + e)]
         vector = f"vector<{count}x{kind}>"
         return self.k.op(f"vector.shuffle {a}, {b} {order} : {vector}, {vector}")
 

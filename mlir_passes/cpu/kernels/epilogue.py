@@ -4,9 +4,9 @@
     shift:       clamp(roundeven(acc / 2^k) + z, lo, hi)
     real:        f32(acc) · m                                            stored as f32
 
-lo, hi and z are integers, so that clamping before rounding and adding z gives the same integer as the other order; z, lo
-and hi here are those of u8: 128 above the stored signed ones. A residual is added to the requantized value in fixed point:
-clamp((a·m_a + b·m_b + offset >> k) + z, lo, hi).
+lo, hi and z are integers, so that clamping before rounding and adding z gives the same integer as the other order;
+z, lo and hi here are those of u8: 128 above the stored signed ones. A residual is added to the requantized value in
+fixed point: clamp((a·m_a + b·m_b + offset >> k) + z, lo, hi).
 """
 
 from __future__ import annotations
