@@ -150,8 +150,10 @@ def match_clamp(op: ir.Operation) -> tuple[ir.Value, float, float] | None:
             return None
         first = step[0] if first is None else first
         bounds, last = compose_clamps(bounds, step[1:]), select.results[0]
-    x, affine_map = outer.get(first, (None, None))
-    if x is None or not is_identity(affine_map) or end.operands[0] != last:
+    if first is None or first not in outer:
+        return None
+    x, affine_map = outer[first]
+    if not is_identity(affine_map) or end.operands[0] != last:
         return None
     return (x, *bounds) if shape_of(x) == shape_of(op.results[0]) else None
 

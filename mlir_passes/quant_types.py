@@ -84,7 +84,7 @@ class QuantSpec:
         return cls(scales, points, storage_min, storage_max, signed, axis)
 
     @classmethod
-    def from_type(cls, quant_type: ir.Type) -> QuantSpec:
+    def from_type(cls, quant_type: ir.Type | None) -> QuantSpec:
         """The parameters in a `!quant.uniform` type, or in a tensor's element type; raises ValueError for any other."""
         if isinstance(quant_type, ir.RankedTensorType):
             quant_type = quant_type.element_type

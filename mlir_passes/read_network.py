@@ -163,7 +163,7 @@ class _Reader:
         if form == "grouped" and not (match.splits_groups(maker) and match.joining_reader(op.results[0])):
             self._float(op, detail=f"{op.name} between views of its groups")
             return
-        source, pads = self._unpad(maker.operands[0] if form == "grouped" else op.operands[0])
+        source, pads = self._unpad(maker.operands[0] if maker is not None and form == "grouped" else op.operands[0])
         weight, weight_type = self._weight(op.operands[1])
         channels = math.prod(match.shape_of(op.results[0])[1:-2])
         bias = match.channel_bias(op.operands[2], channels)

@@ -184,7 +184,7 @@ class _Converter:
         plain = len(op.operands) == 1 and _rank(op.operands[0]) == _rank(op.results[0]) == 4
         if not plain or not self._any_converted([op.operands[0]]):
             return None
-        attributes = {
+        attributes: dict[str, ir.Attribute] = {
             name: ir.DenseI64ArrayAttr.get(_permuted(match.ints(op, name)))
             for name in ("static_offsets", "static_sizes", "static_strides")
         }
