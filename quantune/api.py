@@ -120,7 +120,7 @@ def compile(
     )
     with Evaluator(builder, eval_split, threads=threads) as evaluator:
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
-        proxies = Proxies(imported.network, builder.plan, builder.statistics.at(max(builder.statistics.by_size)))
+        proxies = Proxies(imported.network, builder.plan, builder.statistics)
         progress.on_stage("searching")
         tuning = tune(
             evaluator,

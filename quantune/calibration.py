@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from quantune.numerics.histogram import Histogram
 FIRST_IMAGE_SAMPLES = 1 << 16
 SAMPLES = 1 << 12
 """Values of one tensor that one image adds to its histogram, besides the extremes."""
+POWER_IMAGES = 64
+"""Images whose channel powers are averaged: enough for a prediction, little work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +28,12 @@ class Statistics:
     """What was seen on the first images, for each number of images asked for.
 
     available: number of calibration images there were. by_size: images asked for -> tensor name -> histogram.
+    power: tensor name -> mean square of each channel, f64[c], on the first POWER_IMAGES images.
     """
 
     available: int
     by_size: Mapping[int, Mapping[str, Histogram]]
+    power: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def at(self, calib: int) -> Mapping[str, Histogram]:
         """The histograms for ``calib`` images asked for. Raises UsageError for a number that was not collected."""
@@ -41,6 +45,7 @@ class Statistics:
     def to_bytes(self) -> bytes:
         """The statistics as an .npz file."""
         arrays: dict[str, NDArray] = {"available": np.asarray(self.available)}
+        arrays |= {f"power/{name}": value for name, value in self.power.items()}
         for size, histograms in self.by_size.items():
             for name, histogram in histograms.items():
                 arrays |= {f"{size}/{name}/{key}": value for key, value in histogram.to_arrays().items()}
@@ -54,13 +59,14 @@ class Statistics:
         nested: dict[int, dict[str, dict[str, NDArray]]] = {}
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             available = int(arrays["available"])
+            power = {path.removeprefix("power/"): arrays[path] for path in arrays.files if path.startswith("power/")}
             for path in arrays.files:
-                if path != "available":
+                if path != "available" and not path.startswith("power/"):
                     size, rest = path.split("/", 1)
                     name, key = rest.rsplit("/", 1)
                     nested.setdefault(int(size), {}).setdefault(name, {})[key] = arrays[path]
         made = {s: {n: Histogram.from_arrays(a) for n, a in named.items()} for s, named in nested.items()}
-        return cls(available, made)
+        return cls(available, made, power)
 
 
 def collect(
@@ -79,12 +85,15 @@ def collect(
     wanted = sorted(set(sizes))
     histograms: dict[str, Histogram] = {}
     by_size: dict[int, Mapping[str, Histogram]] = {}
+    power: dict[str, NDArray[np.float64]] = {}
     done = 0
     for batch in batches:
         tensors = run(batch)
         for j in range(len(batch)):
             for name, values in tensors.items():
                 _add(histograms.setdefault(name, Histogram()), name, values[j], done)
+                if done < POWER_IMAGES:
+                    power[name] = power.get(name, 0.0) + _channel_power(values[j])
             done += 1
             if done in wanted:
                 by_size[done] = {name: histogram.copy() for name, histogram in histograms.items()}
@@ -95,7 +104,14 @@ def collect(
         raise UsageError("calibration: there are no images")
     for size in wanted:
         by_size.setdefault(size, histograms)
-    return Statistics(available, by_size)
+    seen = min(done, POWER_IMAGES)
+    return Statistics(available, by_size, {name: total / seen for name, total in power.items()})
+
+
+def _channel_power(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The mean square of each channel of one image's tensor [c, ...]."""
+    flat = values.reshape(len(values), -1)
+    return np.einsum("cp,cp->c", flat, flat, dtype=np.float64) / flat.shape[1]
 
 
 def _add(histogram: Histogram, name: str, values: NDArray[np.float32], index: int) -> None:

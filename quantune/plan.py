@@ -94,8 +94,8 @@ def lay_out(network: Network, layers: frozenset[str]) -> Layout:
 
 
 def observed(network: Network) -> tuple[str, ...]:
-    """The tensors whose statistics some configuration may ask for."""
-    names: dict[str, None] = {}
+    """The tensors whose statistics some configuration may ask for, and what the layers read."""
+    names = {node.inputs[0]: None for node in network.layers}
     for precision in ("int8", "mixed"):
         for group in lay_out(network, integer_layers(network, precision)).sources.values():
             names.update(dict.fromkeys(group))

@@ -1,10 +1,15 @@
-"""What calibration alone says about a configuration: cheap predictions of the quantization noise, before anything is
-compiled.
+"""What calibration alone says about a configuration: cheap predictions of its noise, before anything is compiled.
 
-For every quantized tensor the noise-to-signal ratio follows from a histogram: rounding adds scale²/12 inside the range,
-clipping what lies outside. The histogram is that of the largest calibration set, whatever the configuration calibrates
-with, so that a range seen on one image is judged by all of them. Ratios of independent noise sources add up along a
-network.
+For each layer, the noise that quantization adds to an output channel o, over the power of that channel:
+
+    r_o = (Σ_c n_c·Σ W[o,c]² + Σ_c P_c·Σ δW[o,c]²) / P_o          n_c = s²/12 + κ·P_c
+
+P is the mean square of a channel on calibration images, s the input's scale, κ the share of the input's power that clipping
+removes, W the weight and δW its quantization error; c runs over the input channels that o reads. Judging each channel
+by its own power matters: a channel of small range drowns in the rounding of a large one, and the next layer's weights,
+which undo its range, amplify that. Independent noise adds up along a network, so the prediction is -10·log10 of the sum over
+layers of the mean of min(r_o, 1). κ comes from the histogram of the largest calibration set, whatever the
+configuration calibrates with, so that a range seen on one image is judged by all of them.
 """
 
 from __future__ import annotations
@@ -14,80 +19,94 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlir_passes.network import Network
+from mlir_passes.network import Network, Node
 from quantune import space
+from quantune.calibration import Statistics
 from quantune.config import QuantConfig
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
 from quantune.plan import QuantizationPlan
 
-FEATURES = ("predicted_db", "activation_mean_db", "activation_min_db", "weight_mean_db", "weight_min_db")
+FEATURES = ("predicted_db", "rounding_db", "clipping_db", "weight_db", "worst_layer_db")
 ARCHITECTURE = ("log_macs", "log_parameters", "layers", "depthwise", "pointwise", "adds", "concats")
 _FLOOR = 1e-12
 
 
 class Proxies:
-    """Noise predictions for the configurations of one model; each is computed once.
-
-    plan: config -> plan. reference: tensor name -> histogram, of the largest calibration set.
-    """
+    """Noise predictions for the configurations of one model; each is computed once. plan: config -> plan."""
 
     def __init__(
-        self,
-        network: Network,
-        plan: Callable[[QuantConfig], QuantizationPlan | None],
-        reference: Mapping[str, Histogram],
+        self, network: Network, plan: Callable[[QuantConfig], QuantizationPlan | None], statistics: Statistics
     ) -> None:
-        self._network, self._plan, self._reference = network, plan, reference
+        self._network, self._plan, self._power = network, plan, statistics.power
+        self._reference = statistics.by_size[max(statistics.by_size)]
         self._architecture = tuple(architecture(network).values())
         self._known: dict[QuantConfig, tuple[float, ...]] = {}
-        self._weights: dict[tuple[str, bytes], float] = {}
+        self._weights: dict[tuple[str, bytes], NDArray[np.float64]] = {}
 
     def features(self, params: Mapping[str, Any]) -> tuple[float, ...]:
         """FEATURES and ARCHITECTURE of a trial's parameters."""
-        return (*self._noise(space.from_params(params)), *self._architecture)
+        return (*self._predict(space.from_params(params)), *self._architecture)
 
     def prior(self, params: Mapping[str, Any]) -> float:
         """The predicted signal-to-noise ratio of the output in dB; larger is better."""
-        return self._noise(space.from_params(params))[0]
+        return self._predict(space.from_params(params))[0]
 
-    def _noise(self, config: QuantConfig) -> tuple[float, ...]:
+    def _predict(self, config: QuantConfig) -> tuple[float, ...]:
         if config not in self._known:
             plan = self._plan(config)
             assert plan is not None
-            activations = [
-                activation_noise(self._reference[name], params)
-                for name, params in plan.activations.items()
-                if name in self._reference
-            ]
-            weights = [
-                self._weight_noise(name, node.weight, plan.weights[name])
-                for name, node in self._network.by_name.items()
-                if name in plan.weights and node.weight is not None
-            ]
-            total = _decibel(sum(activations) + sum(weights))
-            self._known[config] = (total, *_summary(activations), *_summary(weights))
+            parts = np.array([self._layer(node, plan) for node in self._network.layers if node.name in plan.weights])
+            totals = parts.sum(axis=0) if len(parts) else np.zeros(4)
+            worst = float(parts[:, 0].max()) if len(parts) else 0.0
+            self._known[config] = (*(_decibel(total) for total in totals), _decibel(worst))
         return self._known[config]
 
-    def _weight_noise(self, name: str, weight: np.ndarray, params: QuantParams) -> float:
-        key = (name, params.scale.tobytes())
+    def _layer(self, node: Node, plan: QuantizationPlan) -> tuple[float, float, float, float]:
+        """Mean over output channels of min(r, 1): in all, and of rounding, clipping and weights alone."""
+        assert node.weight is not None
+        power_in, power_out = self._power[node.inputs[0]], self._output_power(node)
+        x = plan.activations[node.inputs[0]]
+        squares = _taps(np.square(node.weight, dtype=np.float64), node)
+        lost = clipped_share(self._reference[node.inputs[0]], x)
+        channels = _by_output(power_in, node)
+        rounding = float(x.scale) ** 2 / 12 * squares.sum(axis=1)
+        clipping = lost * (squares * channels).sum(axis=1)
+        weights = (self._weight_error(node, plan.weights[node.name]) * channels).sum(axis=1)
+        signal = np.maximum(power_out, _FLOOR)
+        noises = (rounding + clipping + weights, rounding, clipping, weights)
+        total, *parts = (float(np.minimum(noise / signal, 1.0).mean()) for noise in noises)
+        return total, parts[0], parts[1], parts[2]
+
+    def _output_power(self, node: Node) -> NDArray[np.float64]:
+        """The power of a layer's channels behind its clamp; of an unobserved result, what its weights would give."""
+        clamp = self._network.fused_clamp(node)
+        observed = self._power.get((clamp or node).name)
+        if observed is not None:
+            return observed
+        assert node.weight is not None
+        squares = _taps(np.square(node.weight, dtype=np.float64), node)
+        return (squares * _by_output(self._power[node.inputs[0]], node)).sum(axis=1)
+
+    def _weight_error(self, node: Node, params: QuantParams) -> NDArray[np.float64]:
+        assert node.weight is not None
+        key = (node.name, params.scale.tobytes())
         if key not in self._weights:
-            error = weight - affine.dequantize(affine.quantize(weight, params), params)
-            self._weights[key] = float(np.square(error).sum()) / max(float(np.square(weight).sum()), _FLOOR)
+            error = node.weight - affine.dequantize(affine.quantize(node.weight, params), params)
+            self._weights[key] = _taps(np.square(error, dtype=np.float64), node)
         return self._weights[key]
 
 
-def activation_noise(histogram: Histogram, params: QuantParams) -> float:
-    """Noise power over signal power of a tensor with this histogram under these per-tensor parameters."""
+def clipped_share(histogram: Histogram, params: QuantParams) -> float:
+    """The share of a tensor's power that lies outside the range of its quantization."""
     centers, counts, scale = histogram.centers, histogram.counts, float(params.scale)
     low = (params.qmin - float(params.zero_point)) * scale
     high = (params.qmax - float(params.zero_point)) * scale
-    clipped = centers - np.clip(centers, low, high)
-    inside = (centers >= low) & (centers <= high)
-    noise = float(np.dot(counts, np.where(inside, scale * scale / 12, np.square(clipped))))
-    return noise / max(float(np.dot(counts, np.square(centers))), _FLOOR)
+    clipped = np.square(centers - np.clip(centers, low, high))
+    return float(np.dot(counts, clipped)) / max(float(np.dot(counts, np.square(centers))), _FLOOR)
 
 
 def architecture(network: Network) -> dict[str, float]:
@@ -107,12 +126,21 @@ def architecture(network: Network) -> dict[str, float]:
     return dict(zip(ARCHITECTURE, values, strict=True))
 
 
-def _summary(ratios: list[float]) -> tuple[float, float]:
-    if not ratios:
-        return (_decibel(0.0), _decibel(0.0))
-    decibels = [_decibel(ratio) for ratio in ratios]
-    return (float(np.mean(decibels)), min(decibels))
+def _taps(squares: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
+    """Sum over the kernel's taps: [o, c] for the c input channels of o's group."""
+    return squares if node.kind == "matmul" else squares.sum(axis=(2, 3))
+
+
+def _by_output(power: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
+    """The power of the input channels that each output channel reads: broadcasts to [o, c]."""
+    assert node.weight is not None
+    outputs, reads = node.weight.shape[:2]
+    if node.kind == "matmul" and len(power) != reads:  # a flattened image: a channel's power stands for its pixels
+        power = np.repeat(power, reads // len(power))
+    if node.groups == 1:
+        return power[None, :]
+    return np.repeat(power.reshape(node.groups, reads), outputs // node.groups, axis=0)
 
 
 def _decibel(ratio: float) -> float:
-    return -10 * math.log10(max(ratio, _FLOOR))
+    return -10 * math.log10(max(float(ratio), _FLOOR))

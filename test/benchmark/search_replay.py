@@ -4,8 +4,9 @@
 
 TABLE is a CSV with columns model, precision, calib_images, granularity, clipping, scheme, accuracy (in percent), or a
 JSON list of rows with model, calib, scheme, clip, granularity, precision, accuracy (a fraction), latency_ms,
-size_bytes. Nothing is compiled or run: a trial looks its accuracy up. With --transfer the other models of the table are
-the prior.
+size_bytes, and optionally the predictions features and predicted_db (test/benchmark/table.py writes such a list). Nothing
+is compiled or run: a trial looks its accuracy up. With --transfer the other models of the table are the prior. The
+sampler xgboost+features sees the predictions as features; xgboost+prior also takes predicted_db for its prior.
 """
 
 from __future__ import annotations
@@ -54,15 +55,33 @@ def read_table(path: Path) -> Table:
     return table
 
 
+def read_predictions(path: Path) -> dict[str, dict[tuple[Any, ...], tuple[tuple[float, ...], float]]]:
+    """Model name to options to (features, predicted signal-to-noise ratio in dB); empty where a table has none."""
+    found: dict[str, dict[tuple[Any, ...], tuple[tuple[float, ...], float]]] = {}
+    if path.suffix == ".json":
+        for row in json.loads(path.read_text(encoding="utf-8")):
+            if "features" in row:
+                key = tuple(row[k] for k in KEYS)
+                found.setdefault(row["model"], {})[key] = (tuple(row["features"]), float(row["predicted_db"]))
+    return found
+
+
 def space_of(rows: list[tuple[dict[str, Any], float]]) -> dict[str, CategoricalDistribution]:
     """The choices that occur in the rows, in their order of appearance."""
     return {k: CategoricalDistribution(tuple(dict.fromkeys(p[k] for p, _ in rows))) for k in KEYS}
 
 
-def make_sampler(name: str, space: Mapping[str, Any], seed: int, prior: TransferPrior | None) -> Any:
+def make_sampler(name: str, space: Mapping[str, Any], seed: int, prior: Any, predictions: Mapping[Any, Any]) -> Any:
     """The sampler under test."""
     if name == "xgboost":
         return XGBoostSampler(seed=seed, space=space, prior=prior)
+    if name in ("xgboost+features", "xgboost+prior"):
+
+        def predicted(params: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
+            return predictions[tuple(params[k] for k in KEYS)]
+
+        merit = (lambda p: predicted(p)[1]) if name == "xgboost+prior" else prior
+        return XGBoostSampler(seed=seed, space=space, prior=merit, features=lambda p: predicted(p)[0])
     if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
     if name == "genetic":
@@ -71,7 +90,12 @@ def make_sampler(name: str, space: Mapping[str, Any], seed: int, prior: Transfer
 
 
 def proposals(
-    name: str, space: Mapping[str, Any], seed: int, lookup: Mapping[tuple[float, ...], float], prior: Any
+    name: str,
+    space: Mapping[str, Any],
+    seed: int,
+    lookup: Mapping[tuple[float, ...], float],
+    prior: Any,
+    predictions: Mapping[Any, Any],
 ) -> Iterator[float]:
     """Accuracies in the order in which the sampler measures new points; a repeated point costs nothing."""
     points = enumerate_space(space) or []
@@ -80,7 +104,7 @@ def proposals(
         for i in order:
             yield lookup[key_of(points[i], space)]
         return
-    study = optuna.create_study(direction="maximize", sampler=make_sampler(name, space, seed, prior))
+    study = optuna.create_study(direction="maximize", sampler=make_sampler(name, space, seed, prior, predictions))
     rng, seen, repeats = np.random.default_rng(seed), set(), 0
     while len(seen) < len(points):
         if repeats >= 20:
@@ -121,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--transfer", action="store_true", help="give xgboost the other models' rows as prior")
     args = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    table = read_table(args.table)
+    table, predictions = read_table(args.table), read_predictions(args.table)
     header = " ".join(f"{'within ' + format(100 * t, 'g') + ' pt':>14}" for t in TARGETS)
     means: dict[str, list[list[float]]] = {}
     print(f"trials until the best of the table: mean ± 95 % over {args.seeds} seeds")
@@ -136,19 +160,19 @@ def main(argv: list[str] | None = None) -> int:
         if args.transfer:
             others = [PastStudy(m, tuple(r)) for m, r in table.items() if m != model]
             prior = TransferPrior(others, space)
-        print(f"\n{model} ({points} points, best {100 * max(lookup.values()):.2f} %)\n{'':10}{header}")
+        print(f"\n{model} ({points} points, best {100 * max(lookup.values()):.2f} %)\n{'':17}{header}")
         for name in args.samplers.split(","):
             counts = [
-                trials_to(proposals(name, space, seed, lookup, prior), max(lookup.values()))
+                trials_to(proposals(name, space, seed, lookup, prior, predictions.get(model, {})), max(lookup.values()))
                 for seed in range(1 if name == "grid" else args.seeds)
             ]
             columns = [[float(c[i]) for c in counts] for i in range(len(TARGETS))]
             means.setdefault(name, []).append([statistics.fmean(c) for c in columns])
-            print(f"{name:10}" + " ".join(f"{_interval(c):>14}" for c in columns), flush=True)
-    print(f"\ngeometric mean over models\n{'':10}{header}")
+            print(f"{name:17}" + " ".join(f"{_interval(c):>14}" for c in columns), flush=True)
+    print(f"\ngeometric mean over models\n{'':17}{header}")
     for name, rows_of in means.items():
         geo = [statistics.geometric_mean(r[i] for r in rows_of) for i in range(len(TARGETS))]
-        print(f"{name:10}" + " ".join(f"{g:14.1f}" for g in geo))
+        print(f"{name:17}" + " ".join(f"{g:14.1f}" for g in geo))
     return 0
 
 
