@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from quantune.errors import QuantuneError, UsageError
 
@@ -34,6 +34,14 @@ example
 """
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without repeating the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(UsageError.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``quantune-compile``; returns the exit code."""
     arguments = parser().parse_args(argv)
@@ -56,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, for help and for its tests."""
-    top = argparse.ArgumentParser(
+    top = OneLineParser(
         prog="quantune-compile",
         description=__doc__,
         epilog=EPILOG,
@@ -147,17 +155,21 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace, console: Console) -> int:
+    import optuna
+
     from quantune import api
     from quantune.compiler.targets import parse
 
+    if not arguments.verbose:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder = arguments.output or "quantune-out"
     with console.search(arguments.max_trials) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,
             target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
-            out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads, options=_options(arguments),
-            storage=arguments.storage, progress=display.progress,
+            out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
+            options=_options(arguments), storage=arguments.storage, progress=display.progress,
         )  # fmt: skip
     console.show(result, Path(folder))
     if result.tuning.interrupted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ class Console:
     """Progress on stderr, results on stdout."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._out = RichConsole(highlight=False)
+        # Piped output has no width of its own; a table cut to 80 columns would lose the configurations.
+        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
         self._err = RichConsole(stderr=True, highlight=False, quiet=quiet)
 
     @contextlib.contextmanager
@@ -41,7 +43,9 @@ class Console:
             TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self._err, transient=False) as bar:
-            yield SearchDisplay(bar, self._err, trials)
+            display = SearchDisplay(bar, self._err, trials)
+            yield display
+            display.finish()
 
     def show(self, result: api.Result, folder: Path) -> None:
         """The table at the end of a search, and where everything lies."""
@@ -49,8 +53,8 @@ class Console:
         base = None if tuning.baseline is None else tuning.baseline.score
         default = next((t for t in tuning.trials if t.config == QuantConfig() and t.score is not None), None)
         table = Table(title=None, show_edge=False, pad_edge=False)
-        for heading in ("", "top-1", "against f32", "latency ms", "size MB", "configuration"):
-            table.add_column(heading, justify="left" if heading in ("", "configuration") else "right")
+        for heading in ("", "top-1", "points against f32", "latency ms", "size MB", "configuration"):
+            table.add_column(heading, justify="left" if heading in ("", "configuration") else "right", no_wrap=True)
         rows: list[tuple[str, TuningTrial | None]] = [
             ("f32", tuning.baseline),
             ("default int8", default),
@@ -92,10 +96,14 @@ class SearchDisplay:
         self._start = time.monotonic()
         self.progress = api.Progress(self._on_stage, self._on_calibration, self._on_event)
 
-    def _on_stage(self, text: str) -> None:
+    def finish(self) -> None:
+        """Mark the last stage as done."""
         if self._stage is not None:
             task = self._bar.tasks[self._stage]
             self._bar.update(self._stage, completed=task.total or 1, total=task.total or 1)
+
+    def _on_stage(self, text: str) -> None:
+        self.finish()
         self._stage = self._bar.add_task(text, total=1, note="") if text != "searching" else None
 
     def _on_calibration(self, done: int, total: int) -> None:
@@ -127,7 +135,7 @@ def _line(trial: TuningTrial, is_baseline: bool) -> str:
 
 
 def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, str]:
-    against = "" if base is None or base is score else str(accuracy_difference(score, base)).split(" (")[0]
+    against = "" if base is None or base is score else str(accuracy_difference(score, base)).split(" points (")[0]
     latency = "" if score.latency_ms is None else f"{score.latency_ms:.3f}"
     return f"{score.accuracy:.2%}", against, latency, f"{size / 1e6:.2f}"
 

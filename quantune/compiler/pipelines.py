@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlir_passes.base import PipelineFailure
+from mlir_passes.base import PassFailure, PipelineFailure
 from mlir_passes.registry import Pipeline
 from quantune.compiler.targets import Target
 from quantune.errors import PassFailed
@@ -63,7 +63,7 @@ def target_passes(target: Target, precision: str) -> str:
     passes = ["quantune-to-nhwc"]
     if precision == "f16":
         passes.insert(0, "quantune-convert-to-f16")
-    if precision in ("int8", "mixed") and (kernels := target.kernels()) is not None:
+    if precision != "f16" and (kernels := target.kernels()) is not None:
         passes.append(f"quantune-lower-to-cpu-kernels{{features={kernels}}}")
     if target.name == "vulkan" and precision in ("int8", "mixed"):
         passes += ["linalg-generalize-named-ops", "quantune-vulkan-sign-extension"]
@@ -87,20 +87,26 @@ def lower(
     """
     debugging = debugging or Debugging()
     with tempfile.TemporaryDirectory(prefix="quantune-plan-") as folder:
-        text: list[str] = []
-        path: Path | None = None
-        if plan is not None and until != "linalg":
-            path = (debugging.reproducer_dir or Path(folder)) / "plan.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(plan.to_json(), encoding="utf-8")
-            text.append(quantize_passes(path))
-            if until != "qdq":
-                text.append(INTEGER_PASSES)
-        if until == "vmfb":
-            text.append(target_passes(target, precision))
-        module = parse(bytecode)
-        run(module, ",".join(text), debugging)
-    pipeline = ",".join(text) if path is None else ",".join(text).replace(str(path.parent), "")
+        plan_file = Path(folder) / "plan.json"
+
+        def attempt(plan_file: Path, debugging: Debugging) -> tuple[ir.Module, str]:
+            text = _passes(plan, plan_file, target, precision, until)
+            module = parse(bytecode)
+            run(module, text, debugging)
+            return module, text
+
+        try:
+            module, text = attempt(plan_file, replace(debugging, reproducer_dir=None))
+        except PassFailed:
+            if debugging.reproducer_dir is None:
+                raise
+            # Once more, with the plan where the reproducer's command will find it.
+            debugging.reproducer_dir.mkdir(parents=True, exist_ok=True)
+            attempt(debugging.reproducer_dir / "plan.json", debugging)
+            raise
+    pipeline = text.replace(f"{folder}/", "")
+    if until in ("integer", "vmfb"):
+        _assert_lowered(module)
     if not outline:
         return Lowered(to_bytecode(module), None, pipeline)
     from mlir_passes.outline_parameters import collect_parameters
@@ -110,6 +116,29 @@ def lower(
     return Lowered(
         module.operation.get_asm(enable_debug_info=True).encode(), parameters, f"{pipeline},quantune-outline-parameters"
     )
+
+
+def _passes(plan: QuantizationPlan | None, plan_file: Path, target: Target, precision: str, until: str) -> str:
+    """The pipeline up to a stage; writes the plan it reads."""
+    text: list[str] = []
+    if plan is not None and until != "linalg":
+        plan_file.write_text(plan.to_json(), encoding="utf-8")
+        text.append(quantize_passes(plan_file))
+        if until != "qdq":
+            text.append(INTEGER_PASSES)
+    if until == "vmfb":
+        text.append(target_passes(target, precision))
+    return ",".join(text)
+
+
+def _assert_lowered(module: ir.Module) -> None:
+    """IREE folds what is left of the quant dialect away without a word: nothing may be left."""
+    from mlir_passes.lower_quant import assert_no_quant
+
+    try:
+        assert_no_quant(module)
+    except PassFailure as error:
+        raise PassFailed(f"after lowering, '{error.op.name}' {error}") from error
 
 
 def instrumented(bytecode: bytes, tensors: tuple[str, ...], target: Target) -> bytes:

@@ -4,9 +4,9 @@
 
 TABLE is a CSV with columns model, precision, calib_images, granularity, clipping, scheme, accuracy (in percent), or a
 JSON list of rows with model, calib, scheme, clip, granularity, precision, accuracy (a fraction), latency_ms,
-size_bytes, and optionally the predictions features and predicted_db (test/benchmark/table.py writes such a list). Nothing
-is compiled or run: a trial looks its accuracy up. With --transfer the other models of the table are the prior. The
-sampler xgboost+features sees the predictions as features; xgboost+prior also takes predicted_db for its prior.
+size_bytes, and optionally the predictions features and predicted_db (test/benchmark/table.py writes such a list).
+Nothing is compiled or run: a trial looks its accuracy up. With --transfer the other models of the table are the prior.
+The sampler xgboost+features sees the predictions as features; xgboost+prior also takes predicted_db for its prior.
 """
 
 from __future__ import annotations
