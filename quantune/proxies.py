@@ -5,10 +5,10 @@ For each layer, the noise that quantization adds to an output channel o, over th
     r_o = (Σ_c n_c·Σ W[o,c]² + Σ_c P_c·Σ δW[o,c]²) / P_o          n_c = s²/12 + κ·P_c
 
 P is the mean square of a channel on calibration images, s the input's scale, κ the share of the input's power that
-clipping removes, W the weight and δW its quantization error; c runs over the input channels that o reads. A channel is judged
-by its own power: one of small range drowns in the rounding of a large one, and the weights of the next
-layer, which undo its range, amplify that. Independent noise adds up along a network, so the prediction is -10·log10 of
-the sum over layers of the mean of min(r_o, 1). κ comes from the histogram of the largest calibration set, whatever the
+clipping removes, W the weight and δW its quantization error; c runs over the input channels that o reads. A channel is
+judged by its own power: one of small range drowns in the rounding of a large one, and the weights of the next layer,
+which undo its range, amplify that. Independent noise adds up along a network, so the prediction is -10·log10 of the sum
+over layers of the mean of min(r_o, 1). κ comes from the histogram of the largest calibration set, whatever the
 configuration calibrates with, so that a range seen on one image is judged by all of them.
 """
 
