@@ -7,13 +7,16 @@ before -> after:
     q(dq(y) + dq(r)), y read by nobody else          ->     the same kernel, with r' and the sum's numbers
     depthwise, matmul, average, max-pool, add, concat, quantizing the input: likewise
 
+    clamp(conv(x, W) + b) or clamp(clamp(conv(x, W) + b) + r) in f32, or matmul   ->     one flow.dispatch
+
     x' = x + 128, held as u8; W' = W in the order in which the kernel reads it; B' = B − 128·ΣW, exact in 32 bits
 
 The kernels stand in the module as stream.executables. Dispatches and kernels of IREE's dialects have their generic
 form, which these bindings can hold. Constants keep the tag of the constant they come from, or get one of the same
 layer, and the text depends on shapes only: one compiled program serves every set of numbers. Where another operation
 reads or writes a tensor of a kernel, it is converted there; what no kernel covers stays as it is.
-Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: batches, grouped convolutions, f32.
+Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: batches, grouped convolutions, in f32
+also depthwise ones and whatever has no weights.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from mlir_passes.build import erase_dead
 from mlir_passes.cpu.emit import Calls
 from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.cpu.select import Selection
+from mlir_passes.cpu.select_float import FloatSelection
 from mlir_passes.read_network import NetworkError, main_function
 
 
@@ -52,10 +56,11 @@ class LowerToCpuKernels(Pass):
         # stream and flow are IREE's: to these bindings they are unregistered dialects.
         module.context.allow_unregistered_dialects = True
         calls = Calls(module)
-        selection = Selection(calls, VARIANTS[self.features])
+        selections = Selection(calls, VARIANTS[self.features]), FloatSelection(calls, VARIANTS[self.features])
         for op in [op.operation for op in function.regions[0].blocks[0].operations]:
             with ir.InsertionPoint(op), op.location:
-                selection.visit(op)
+                for selection in selections:
+                    selection.visit(op)
         _convert_at_other_readers(function, calls)
         erase_dead(function)
 

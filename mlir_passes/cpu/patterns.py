@@ -120,11 +120,11 @@ def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Par
 
 
 def padded(value: ir.Value) -> Padded | None:
-    """What a reader reads: a tensor, or a tensor.pad of it; None for a pad of another kind."""
+    """What a reader of i8 reads: a tensor, or a tensor.pad of it; None for a pad of another kind."""
     op = match.owner(value)
     if op is None or op.name != "tensor.pad":
         return Padded(value)
-    if len(op.operands) != 1:
+    if len(op.operands) != 1 or str(ir.RankedTensorType(value.type).element_type) != "i8":
         return None
     low, high = match.ints(op, "static_low"), match.ints(op, "static_high")
     (yielded,) = match.body_of(op)

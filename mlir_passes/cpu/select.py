@@ -51,9 +51,9 @@ class Selection:
             self._add(total)
         elif (image := patterns.quantized_input(op)) is not None and _is_image(op.results[0]):
             self._quantize(op, *image)
-        elif op.name == "linalg.pooling_nhwc_max" and _is_image(op.results[0]):
+        elif op.name == "linalg.pooling_nhwc_max" and _is_stored(op.results[0]):
             self._max_pool(op)
-        elif op.name == "tensor.concat" and _is_image(op.results[0]):
+        elif op.name == "tensor.concat" and _is_stored(op.results[0]):
             self._concat(op)
         elif op.name in ("tensor.collapse_shape", "tensor.expand_shape"):
             self._view(op)
@@ -75,7 +75,7 @@ class Selection:
     def _layer(self, found: Requantized) -> _Layer | None:
         sums = found.sums
         weight, source = patterns.parameter_of(sums.operands[1]), patterns.padded(sums.operands[0])
-        if weight is None or source is None or not _is_image(source.value) or not self._fits(source):
+        if weight is None or source is None or not _is_stored(source.value) or not self._fits(source):
             return None
         if sums.name == _MATMUL:
             return _Layer(found, source, Parameter(weight.numbers[None, None], weight.tag), Window())
@@ -152,7 +152,7 @@ class Selection:
     def _average(self, found: Requantized) -> None:
         sums = found.sums
         source = patterns.padded(sums.operands[0])
-        if source is None or not _is_image(source.value) or not self._fits(source):
+        if source is None or not _is_stored(source.value) or not self._fits(source):
             return
         if sums.name == "linalg.generic":
             if source.number is not None:
@@ -224,7 +224,7 @@ class Selection:
     def _max_pool(self, op: ir.Operation) -> None:
         source = patterns.padded(op.operands[0])
         shape = match.shape_of(op.operands[1])
-        if source is None or not _is_image(source.value) or match.scalar(match.init_of(op)) != -128:
+        if source is None or not _is_stored(source.value) or match.scalar(match.init_of(op)) != -128:
             return
         if source.number is not None and int(source.number.numbers) != -128:
             return
@@ -241,8 +241,6 @@ class Selection:
 
     def _concat(self, op: ir.Operation) -> None:
         if ir.IntegerAttr(op.attributes["dim"]).value != 3 or any(image_shape(v)[2] < 16 for v in op.operands):
-            return
-        if str(ir.RankedTensorType(op.results[0].type).element_type) != "i8":
             return
         inputs = [self.calls.buffer(value) for value in op.operands]
         y, number = self.calls.layout(op.results[0])
@@ -266,6 +264,11 @@ class Selection:
 def _is_image(value: ir.Value) -> bool:
     shape = match.shape_of(value)
     return len(shape) in (2, 4) and shape[0] == 1
+
+
+def _is_stored(value: ir.Value) -> bool:
+    """Whether a value is an image of stored integers."""
+    return _is_image(value) and str(ir.RankedTensorType(value.type).element_type) == "i8"
 
 
 def _read_by_dense(use: ir.OpOperand) -> bool:

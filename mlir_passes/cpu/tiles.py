@@ -12,9 +12,12 @@ _EPILOGUE = 4.0  # cycles for one accumulator
 _FIRST_CACHE = 32 << 10
 
 
-def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa) -> Tile:
-    """The tile with the fewest cycles for the whole layer; the smaller one of equals."""
-    steps = window.kernel[0] * window.kernel[1] * -(-x.c // 4)
+def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) -> Tile:
+    """The tile with the fewest cycles for the whole layer, the smaller one of equals.
+
+    group: the input channels that one step takes.
+    """
+    steps = window.kernel[0] * window.kernel[1] * -(-x.c // group)
     blocks = -(-y.c // isa.lanes)
     candidates = [
         Tile(r, p, n)

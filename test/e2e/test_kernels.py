@@ -304,3 +304,52 @@ return %r : {y}
 }}"""
     x = np.random.default_rng(seed).integers(-128, 128, (1, h, w, c)).astype(np.int8)
     np.testing.assert_array_equal(run(text, variant, x), windows(case, x, -128).max(axis=(3, 4))[None])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(seed=SEEDS, c=st.sampled_from([3, 16, 58]), co=st.sampled_from([16, 24, 58]), size=st.integers(3, 17))
+@settings(FEW, max_examples=2)
+def test_float_layer_with_clamps_and_residual(variant: str, seed: int, c: int, co: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, r = (rng.standard_normal((1, size, size, n)).astype(np.float32) for n in (c, co))
+    weight, bias = rng.standard_normal((3, 3, c, co)).astype(np.float32), rng.standard_normal(co).astype(np.float32)
+    n = size - 2
+    r = np.ascontiguousarray(r[:, :n, :n])
+    y = f"tensor<1x{n}x{n}x{co}xf32>"
+    parallel = f"indexing_maps = [#id, #id], {LOOPS}"
+
+    def bounded(name: str, source: str, bound: str, comparison: str) -> str:
+        return f"""
+%{name} = linalg.generic {{{parallel}}} ins(%{source} : {y}) outs(%e : {y}) {{
+^bb0(%v: f32, %old: f32):
+  %holds = arith.cmpf {comparison}, %v, %{bound} : f32
+  %kept = arith.select %holds, %v, %{bound} : f32
+  linalg.yield %kept : f32
+}} -> {y}"""
+
+    text = f"""{MAPS}
+func.func @main(%x: tensor<1x{size}x{size}x{c}xf32>, %r: {y}) -> {y} {{
+%w = arith.constant {dense(weight)}
+%b = arith.constant {dense(bias)}
+%zero = arith.constant 0.0 : f32
+%six = arith.constant 6.0 : f32
+%e = tensor.empty() : {y}
+%init = linalg.broadcast ins(%b : tensor<{co}xf32>) outs(%e : {y}) dimensions = [0, 1, 2]
+%a = linalg.conv_2d_nhwc_hwcf {{strides = dense<1> : tensor<2xi64>, dilations = dense<1> : tensor<2xi64>}}
+  ins(%x, %w : tensor<1x{size}x{size}x{c}xf32>, tensor<3x3x{c}x{co}xf32>) outs(%init : {y}) -> {y}
+{bounded("above", "a", "zero", "ugt")}
+{bounded("inside", "above", "six", "ult")}
+%sum = linalg.generic {{indexing_maps = [#id, #id, #id], {LOOPS}}} ins(%inside, %r : {y}, {y}) outs(%e : {y}) {{
+^bb0(%u: f32, %v: f32, %old: f32):
+  %s = arith.addf %u, %v : f32
+  linalg.yield %s : f32
+}} -> {y}
+{bounded("out", "sum", "zero", "ugt")}
+return %out : {y}
+}}"""
+    parsed = ir.Module.parse(text, context=ir.Context())
+    Pipeline.parse(f"quantune-lower-to-cpu-kernels{{features={variant}}}").run(parsed)
+    assert str(parsed).count("linalg.generic") == 0
+    (got,) = run_on_cpu.load_on_cpu(run_on_cpu.compile_for_cpu(str(parsed)))(x, r)
+    acc = np.einsum("hwckl,klco->hwo", sliding_window_view(x[0], (3, 3), axis=(0, 1)), weight.astype(np.float64)) + bias
+    np.testing.assert_allclose(got[0], np.maximum(np.clip(acc, 0, 6) + r[0], 0), rtol=1e-4, atol=1e-4)

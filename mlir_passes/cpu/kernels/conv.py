@@ -1,9 +1,9 @@
-"""Dense convolution u8 x s8 as an implicit matrix product: any window, stride and dilation; 1x1 and matrix-vector too.
+"""Dense convolution u8 x s8 or f32 as an implicit matrix product: any window, stride and dilation, matrix-vector too.
 
 A workgroup has a range of row tiles and of channel tiles. A tile is R rows x P columns x NB blocks of one vector of
-output channels, all its accumulators in registers. Each step takes four input channels of one tap: P·R broadcasts, NB
-vectors of weights, and their products. Where a size is no multiple of the tile, the last tile starts earlier and
-computes a part again: the same numbers, and no remainder code.
+output channels, all its accumulators in registers. Each step takes four input channels (in f32 one) of one tap: P·R
+broadcasts, NB vectors of weights, and their products. Where a size is no multiple of the tile, the last tile starts
+earlier and computes a part again: the same numbers, and no remainder code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border
+from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 
@@ -46,14 +46,19 @@ class Conv:
     x: Layout
     y: Layout
     window: Window
-    form: Form
+    form: Form | FloatForm
     tile: Tile
     isa: Isa
 
     @property
+    def group(self) -> int:
+        """Input channels that one step takes."""
+        return 1 if isinstance(self.form, FloatForm) else 4
+
+    @property
     def steps(self) -> int:
-        """Groups of four input channels over the whole window."""
-        return math.prod(self.window.kernel) * -(-self.x.c // 4)
+        """Groups of input channels over the whole window."""
+        return math.prod(self.window.kernel) * -(-self.x.c // self.group)
 
     @property
     def starts(self) -> list[list[int]]:
@@ -66,13 +71,14 @@ class Conv:
         return self.y.h * self.y.w * self.y.c * self.x.c * math.prod(self.window.kernel)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
-        """Weights i8[kh, kw, ci, co] in the order in which the kernel reads them."""
+        """Weights [kh, kw, ci, co] in the order in which the kernel reads them."""
         kh, kw, ci, co = weight.shape
-        lanes, groups = self.isa.lanes, -(-ci // 4)
-        padded = np.zeros((kh, kw, groups * 4, max(co, lanes)), np.int8)
+        lanes, group = self.isa.lanes, self.group
+        groups = -(-ci // group)
+        padded = np.zeros((kh, kw, groups * group, max(co, lanes)), weight.dtype)
         padded[:, :, :ci, :co] = weight
         blocks = np.stack([[padded[..., s : s + lanes] for s in tile] for tile in self.starts])
-        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, groups, 4, lanes)
+        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, groups, group, lanes)
         return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 6, 5)).reshape(-1)
 
     def pack_channels(self, values: np.ndarray) -> np.ndarray:
@@ -102,9 +108,10 @@ class _Emitter:
         self.conv = conv
         x, y, tile, self.lanes = conv.x, conv.y, conv.tile, conv.isa.lanes
         channels = len(conv.starts) * tile.blocks * self.lanes
-        weights = conv.steps * channels * 4
-        result = "f32" if conv.form.kind == REAL else "i8"
-        bindings = [("i8", x.size), ("i8", weights), *conv.form.bindings(channels), (result, y.size)]
+        weights = conv.steps * channels * conv.group
+        element = conv.form.input_element
+        bindings = [(element, x.size), (element, weights), *conv.form.bindings(channels)]
+        bindings.append((conv.form.result_element, y.size))
         self.out = len(bindings) - 1
         self.row_tiles, self.channel_tiles = -(-y.h // tile.rows), len(conv.starts)
         self.k = Kernel(bindings, split_work(conv.macs, self.row_tiles, self.channel_tiles))
@@ -112,13 +119,13 @@ class _Emitter:
 
     def text(self) -> str:
         k, conv = self.k, self.conv
-        self.epilogue = Epilogue(k, conv.form, 2, self.lanes)
-        if conv.form.kind != REAL and conv.y.has_border:
-            in_first_workgroup(k, lambda: fill_border(k, self.epilogue, self.out, conv.y))
+        self.epilogue = conv.form.epilogue(k, 2, self.lanes)
+        if conv.y.has_border:
+            in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, conv.y))
         rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
         channels = work_range(k, "%wgy", self.channel_tiles, k.workgroups[1])
         # Few weights stay in the first cache while rows pass; many are passed over once per range of rows.
-        nested = (rows, channels) if k.bindings[1][1] <= 24 << 10 else (channels, rows)
+        nested = (rows, channels) if k.bindings[1][1] * 4 // conv.group <= 24 << 10 else (channels, rows)
         with k.loop(*nested[0]) as outer, k.loop(*nested[1]) as inner:
             row, channel = (outer.index, inner.index) if nested[0] is rows else (inner.index, outer.index)
             self._row_tile(row, channel)
@@ -143,17 +150,20 @@ class _Emitter:
 
     def _accumulate(self, row: str, column: str, channel_tile: str, biases: list[str]) -> list[str]:
         k, conv = self.k, self.conv
-        x, window, groups = conv.x, conv.window, -(-conv.x.c // 4)
+        x, window, group = conv.x, conv.window, conv.group
+        groups = -(-x.c // group)
         kh, kw = window.kernel
         corner = x.at(-window.top, -window.left)
         start = k.add(k.mul(row, window.strides[0] * x.pitch), k.mul(column, window.strides[1] * x.stride), corner)
-        weight = k.mul(channel_tile, conv.steps * self._step_bytes)
-        values, kind = [biases[n] for _, _, n in self.accs], f"vector<{self.lanes}xi32>"
+        weight = k.mul(channel_tile, conv.steps * self._step_size)
+        values, kind = [biases[n] for _, _, n in self.accs], f"vector<{self.lanes}x{conv.form.accumulator}>"
         # Taps of one row and their channels are one run of memory where nothing lies between.
-        merged = window.dilations[1] == 1 and x.stride == groups * 4
+        merged = window.dilations[1] == 1 and x.stride == groups * group
         loops = [(kh, window.dilations[0] * x.pitch, kw * groups)]
-        loops += [(kw * groups, 4, 1)] if merged else [(kw, window.dilations[1] * x.stride, groups), (groups, 4, 1)]
-        loops = [each for each in loops if each[0] > 1] or [(1, 4, 1)]
+        loops += (
+            [(kw * groups, group, 1)] if merged else [(kw, window.dilations[1] * x.stride, groups), (groups, group, 1)]
+        )
+        loops = [each for each in loops if each[0] > 1] or [(1, group, 1)]
         return self._nest(loops, start, weight, values, kind)
 
     def _nest(self, loops: list[tuple[int, int, int]], x: str, weight: str, values: list[str], kind: str) -> list[str]:
@@ -163,29 +173,41 @@ class _Emitter:
         (count, x_step, w_step), *inner = loops
         with k.loop(0, count, 1, values, kind) as loop:
             x_at = k.add(x, k.mul(loop.index, x_step))
-            w_at = k.add(weight, k.mul(loop.index, w_step * self._step_bytes))
+            w_at = k.add(weight, k.mul(loop.index, w_step * self._step_size))
             loop.values = self._nest(inner, x_at, w_at, loop.values, kind)
         return loop.values
 
     @property
-    def _step_bytes(self) -> int:
-        return self.conv.tile.blocks * self.lanes * 4
+    def _step_size(self) -> int:
+        return self.conv.tile.blocks * self.lanes * self.conv.group
 
     def _step(self, x: str, weight: str, accs: list[str]) -> list[str]:
-        k, conv, width = self.k, self.conv, self.lanes * 4
+        k, conv = self.k, self.conv
         sh, sw = conv.window.strides
-        kinds = [f"vector<{self.lanes}xi32>", f"vector<{width}xi8>", f"vector<{width}xi8>"]
-        weights = [k.load(1, k.add(weight, n * width), kinds[1]) for n in range(conv.tile.blocks)]
-        results, pixels = [], {}
-        for (r, p, n), acc in zip(self.accs, accs, strict=True):
-            if (r, p) not in pixels:
-                at = k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride)
-                four = k.op(f"vector.bitcast {k.load(0, at, 'vector<4xi8>')} : vector<4xi8> to vector<1xi32>")
-                one = k.op(f"vector.extract {four}[0] : i32 from vector<1xi32>")
-                splat = k.splat(one, "i32", self.lanes)
-                pixels[r, p] = k.op(f"vector.bitcast {splat} : {kinds[0]} to {kinds[1]}")
-            results.append(k.intrinsic(conv.isa.dot(width), [acc, pixels[r, p], weights[n]], kinds, kinds[0]))
-        return results
+        kind = f"vector<{self.lanes * conv.group}x{conv.form.input_element}>"
+        weights = [k.load(1, k.add(weight, n * self.lanes * conv.group), kind) for n in range(conv.tile.blocks)]
+        pixels = {
+            (r, p): self._broadcast(k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride))
+            for r, p in dict.fromkeys((r, p) for r, p, _ in self.accs)
+        }
+        return [
+            self._multiply_add(acc, pixels[r, p], weights[n]) for (r, p, n), acc in zip(self.accs, accs, strict=True)
+        ]
+
+    def _broadcast(self, at: str) -> str:
+        """The input of one step and pixel, in all lanes."""
+        k = self.k
+        if self.conv.group == 1:
+            return k.splat(k.op(f"memref.load %m0[{at}] : {k.memory(0)}"), "f32", self.lanes)
+        four = k.op(f"vector.bitcast {k.load(0, at, 'vector<4xi8>')} : vector<4xi8> to vector<1xi32>")
+        splat = k.splat(k.op(f"vector.extract {four}[0] : i32 from vector<1xi32>"), "i32", self.lanes)
+        return k.op(f"vector.bitcast {splat} : vector<{self.lanes}xi32> to vector<{self.lanes * 4}xi8>")
+
+    def _multiply_add(self, acc: str, pixel: str, weight: str) -> str:
+        if self.conv.group == 1:
+            return self.k.op(f"vector.fma {pixel}, {weight}, {acc} : vector<{self.lanes}xf32>")
+        kinds = [f"vector<{self.lanes}xi32>", *[f"vector<{self.lanes * 4}xi8>"] * 2]
+        return self.k.intrinsic(self.conv.isa.dot(self.lanes * 4), [acc, pixel, weight], kinds, kinds[0])
 
     def _finish(self, row: str, column: str, channels: list[str], scales: list[str], accs: list[str]) -> None:
         k, conv = self.k, self.conv
@@ -198,7 +220,7 @@ class _Emitter:
             added = None
             if residual is not None:
                 at = k.add(other, channels[n], r * residual.pitch + p * residual.stride)
-                added = k.load(self.out - 1, at, f"vector<{self.lanes}xi8>")
+                added = k.load(self.out - 1, at, f"vector<{self.lanes}x{conv.form.input_element}>")
             value = self.epilogue.finish(acc, scales[n], added)
             self.epilogue.store(value, self.out, k.add(base, channels[n], r * y.pitch + p * y.stride))
 

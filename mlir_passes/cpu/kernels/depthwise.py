@@ -15,7 +15,7 @@ import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Window, channel_tiles, in_first_workgroup, split_work, work_range
-from mlir_passes.cpu.kernels.epilogue import Epilogue, Form, fill_border
+from mlir_passes.cpu.kernels.epilogue import Epilogue, Form
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 
@@ -98,7 +98,7 @@ class _Emitter:
         y, x, window = conv.y, conv.x, conv.window
         self.epilogue = Epilogue(k, conv.form, 2, self.width // 4)
         if y.has_border:
-            in_first_workgroup(k, lambda: fill_border(k, self.epilogue, self.out, y))
+            in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, y))
         rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
         with k.loop(*rows) as tile, k.loop(0, len(conv.starts)) as block:
             row = k.least(k.mul(tile.index, conv.rows), y.h - conv.rows)

@@ -11,7 +11,9 @@ fixed point: clamp((a·m_a + b·m_b + offset >> k) + z, lo, hi).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
@@ -30,6 +32,25 @@ class Form:
         """Element type of the multipliers or shifts, and of the range's four numbers."""
         return "i32" if self.kind == SHIFT else "f32"
 
+    @property
+    def input_element(self) -> str:
+        """Element type of the layer's input, and of a residual."""
+        return "i8"
+
+    @property
+    def accumulator(self) -> str:
+        """Element type of the sums."""
+        return "i32"
+
+    @property
+    def result_element(self) -> str:
+        """Element type of the result."""
+        return "f32" if self.kind == REAL else "i8"
+
+    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> Epilogue:
+        """Emit what the form needs once a kernel; its bindings begin at ``first``."""
+        return Epilogue(kernel, self, first, lanes)
+
     def bindings(self, channels: int) -> list[tuple[str, int]]:
         """Bindings behind input and weight: bias, multiplier, range, and for a residual its numbers and itself."""
         found = [("i32", channels), (self.element, channels)]
@@ -38,6 +59,73 @@ class Form:
         if self.residual is not None:
             found += [("i32", 8), ("i8", self.residual.size)]
         return found
+
+
+@dataclass(frozen=True)
+class FloatForm:
+    """How an f32 kernel ends: clamp(acc, *inner), and with a residual r clamp(clamp(acc, *inner) + r, *outer).
+
+    inner, outer: lower and upper bound, infinite where there is none.
+    """
+
+    inner: tuple[float, float] = (-math.inf, math.inf)
+    outer: tuple[float, float] = (-math.inf, math.inf)
+    residual: Layout | None = None
+
+    input_element: ClassVar[str] = "f32"
+    accumulator: ClassVar[str] = "f32"
+    result_element: ClassVar[str] = "f32"
+
+    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> FloatEpilogue:
+        """Emit what the form needs once a kernel; its bindings begin at ``first``."""
+        return FloatEpilogue(kernel, self, first, lanes)
+
+    def bindings(self, channels: int) -> list[tuple[str, int]]:
+        """Bindings behind input and weight: the bias, and a residual."""
+        return [("f32", channels), *([] if self.residual is None else [("f32", self.residual.size)])]
+
+
+@dataclass
+class FloatEpilogue:
+    """Emits a float form's arithmetic; the interface is that of Epilogue, without multipliers."""
+
+    kernel: Kernel
+    form: FloatForm
+    first: int
+    lanes: int
+
+    def bias(self, at: str) -> str:
+        """The bias of the channels from ``at``: where an accumulator starts."""
+        return self.kernel.load(self.first, at, f"vector<{self.lanes}xf32>")
+
+    def scale(self, at: str) -> str:
+        """Nothing: f32 sums are results."""
+        return ""
+
+    def finish(self, acc: str, scale: str, residual: str | None = None) -> str:
+        """The clamped sums, with the residual added."""
+        value = self._clamped(acc, self.form.inner)
+        if residual is None:
+            return value
+        total = self.kernel.op(f"arith.addf {value}, {residual} : vector<{self.lanes}xf32>")
+        return self._clamped(total, self.form.outer)
+
+    def store(self, value: str, binding: int, at: str) -> None:
+        """Store finished values."""
+        self.kernel.store(value, binding, at, f"vector<{self.lanes}xf32>")
+
+    def fill_border(self, binding: int, layout: Layout) -> None:
+        """Raise: f32 images have no border."""
+        raise ValueError(f"an f32 image has the border {layout}")
+
+    def _clamped(self, value: str, bounds: tuple[float, float]) -> str:
+        vector = f"vector<{self.lanes}xf32>"
+        for name, bound in zip(("ugt", "ult"), bounds, strict=True):
+            if math.isfinite(bound):
+                limit = self.kernel.constant(f"dense<{bound:e}>", vector)
+                inside = self.kernel.op(f"arith.cmpf {name}, {value}, {limit} : {vector}")
+                value = self.kernel.op(f"arith.select {inside}, {value}, {limit} : vector<{self.lanes}xi1>, {vector}")
+        return value
 
 
 @dataclass
@@ -70,6 +158,10 @@ class Epilogue:
     def sum_scalar(self, position: int) -> str:
         """One of the residual's numbers: m_a, m_b, offset, shift, zero point, lo, hi, border."""
         return self.kernel.scalar(self.first + 3, position)
+
+    def fill_border(self, binding: int, layout: Layout) -> None:
+        """Write the whole border of a result with its zero point; for one workgroup to run."""
+        fill_border_with(self.kernel, self.border, binding, layout)
 
     def bias(self, at: str) -> str:
         """The bias of the channels from ``at``: where an accumulator starts."""
@@ -131,11 +223,6 @@ class Epilogue:
         q = self._i("addi", q, self.kernel.op(f"arith.extui {more} : vector<{n}xi1> to vector<{n}xi32>"))
         q = self._i("shli", self._i("minsi", self._i("maxsi", q, c(-512)), c(511)), left)
         return self._i("minsi", self._i("maxsi", self._i("addi", q, self.numbers[2]), self.numbers[0]), self.numbers[1])
-
-
-def fill_border(kernel: Kernel, epilogue: Epilogue, binding: int, layout: Layout) -> None:
-    """Write the whole border of a result with its zero point."""
-    fill_border_with(kernel, epilogue.border, binding, layout)
 
 
 def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:

@@ -16,7 +16,7 @@ from mlir_passes.cpu.kernels.conv import (
     split_work,
     work_range,
 )
-from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border, fill_border_with
+from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border_with
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 
@@ -94,7 +94,7 @@ class SumPool:
         k = Kernel(bindings, split_work(y.h * y.w * y.c * math.prod(window.kernel), y.h))
         epilogue = Epilogue(k, self.form, 1, lanes)
         if self.form.kind != REAL and y.has_border:
-            in_first_workgroup(k, lambda: fill_border(k, epilogue, out, y))
+            in_first_workgroup(k, lambda: epilogue.fill_border(out, y))
         with (
             k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row,
             k.loop(0, y.w) as column,

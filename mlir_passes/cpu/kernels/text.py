@@ -13,10 +13,11 @@ NAME = "KERNEL"
 
 @dataclass(frozen=True)
 class Layout:
-    """A u8 image in memory, channels innermost, with a border of its zero point around it.
+    """An image in memory, channels innermost: u8 with a border of its zero point around it, or f32 without one.
 
     h, w, c: the image. top, left, bottom, right: rows and columns of the border. packed: few channels follow each other
-    closely, so that nothing may read or write a whole vector of them.
+    closely, so that nothing may read or write a whole vector of them. floating: f32, which leaves no gaps at all; the
+    numbers below then count elements instead of bytes.
     """
 
     h: int
@@ -27,10 +28,13 @@ class Layout:
     bottom: int = 0
     right: int = 0
     packed: bool = False
+    floating: bool = False
 
     @property
     def stride(self) -> int:
         """Bytes from pixel to pixel: whole groups of four channels, and unless packed at least one narrow vector."""
+        if self.floating:
+            return self.c
         return max(0 if self.packed else 16, -(-self.c // 4) * 4)
 
     @property
