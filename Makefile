@@ -42,7 +42,6 @@ $(STAMP): pyproject.toml
 demo: setup ## search the best int8 MobileNetV2 for this processor; results in demo-out
 	$(BIN)/quantune-compile builtin:mobilenet_v2_shapes --calib "builtin:shapes?count=2000" --eval "builtin:shapes?count=2000" \
 	  --target cpu --max-trials 16 --max-drop 0.01 --objective latency -o $(DEMO_OUT)
-	@echo "report: $(DEMO_OUT)/report.html"
 
 test: lint ## lint, types, and all tests but the slow ones
 	$(BIN)/pytest -q -m "not slow"

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.zoo": names("numpy torch safetensors .data .frontend"),
     "quantune.calibration": names("numpy .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .config .numerics"),
-    "quantune.proxies": names("numpy mlir_passes.network .config .numerics .plan .space"),
+    "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan"),
     "quantune.runtime": names("numpy iree quantune .config .compiler"),
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .space"),
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "numpy torch .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
         " .reporting .runtime .search .space"
     ),
-    "quantune.cli": names("numpy rich torch_mlir mlir_passes quantune .api .compiler .config .runtime .search"),
+    "quantune.cli": names("numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search"),
     "quantune": names(".api .config .runtime"),
 }
 
@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
 INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/model.py": {"torch_mlir"},
     "quantune/compiler": {"torch_mlir"},
-    "quantune/cli": {"torch_mlir"},
+    "quantune/cli": {"torch_mlir", "optuna"},
     "quantune/space.py": {"optuna"},
     "quantune/api.py": {"torch", "quantune.frontend"},
     "quantune/runtime": {"iree"},
