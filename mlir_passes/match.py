@@ -74,6 +74,9 @@ def scalar(value: ir.Value) -> float | None:
         return scalar(op.operands[0])
     if op.name in ("tensor.expand_shape", "tensor.collapse_shape"):
         return scalar(op.operands[0])
+    if op.name == "arith.truncf" and isinstance(op.results[0].type, ir.F32Type):  # torch's numbers are f64
+        number = scalar(op.operands[0])
+        return None if number is None else float(np.float32(number))
     if op.name != "arith.constant":
         return None
     attribute = op.attributes["value"]
@@ -139,7 +142,7 @@ def match_clamp(op: ir.Operation) -> tuple[ir.Value, float, float] | None:
     """``max(x, c)``, ``min(x, c)`` or both, written as compares and selects: (x, lower bound, upper bound)."""
     if not is_elementwise(op):
         return None
-    *steps, end = body_of(op)
+    *steps, end = [inner for inner in body_of(op) if inner.name != "arith.truncf"]  # a bound's, which scalar reads
     if not steps or [o.name for o in steps] != ["arith.cmpf", "arith.select"] * (len(steps) // 2):
         return None
     outer = _outer(op)

@@ -1,8 +1,9 @@
 """The whole integer network in numpy, layer by layer: what a compiled artifact must compute, bit for bit on CPU.
 
 Works from the network and its plan alone, independently of the passes: it is the other side of the comparison. Integers
-are those of the plan (u8 or s8); a tensor that is not quantized is f32. Only sums of f32 layers depend on an order of
-summation that numpy does not share with the compiled code; everything between quantized tensors is exact.
+are those of the plan (u8 or s8); a tensor that is not quantized is f32. Everything between quantized tensors is exact,
+and so is a layer or an average that ends in f32. Sums of f32 values are not: a layer's depend on an order that numpy does
+not share with the compiled code, an addition's on whether the scaling before it is contracted with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mlir_passes.network import LAYERS, Network, Node
+from mlir_passes.network import LAYERS, TRANSPARENT, Network, Node
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 
@@ -39,59 +40,58 @@ def steps(
     network: Network, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams], x: NDArray[np.float32]
 ) -> Iterator[tuple[str, Tensor]]:
     """As ``simulate``, one tensor at a time in execution order; tensors are dropped after their last reader."""
+    waiting = {
+        clamp.name: node
+        for node in network.nodes
+        if (clamp := network.fused_clamp(node)) is not None
+        and clamp.name in activations
+        and _is_integer(node, activations, weights)
+    }
+    held = {node.name for node in waiting.values()}  # computed with their clamps
+    order = [(waiting.get(node.name, node), node) for node in network.nodes if node.name not in held]
+    last_reader = {name: result.name for node, result in order for name in node.inputs}
     alive: dict[str, Tensor] = {}
-    last_reader = {name: readers[-1].name for name, readers in network.consumers.items() if readers}
-    for node in network.nodes:
+    for node, result in order:
         if node.kind == "input":
-            value = np.asarray(x, np.float32)
-        elif (
-            (clamp := network.fused_clamp(node)) is not None
-            and clamp.name in activations
-            and _is_integer(node, alive, weights)
-        ):
-            continue  # computed with its clamp
+            value: Tensor = np.asarray(x, np.float32)
         else:
-            value = _compute(network, node, activations, weights, alive)
-        params = activations.get(node.name)
+            value = _compute(node, result, activations, weights, [alive[name] for name in node.inputs])
+        params = activations.get(result.name)
         if params is not None and value.dtype == np.float32:
             value = affine.quantize(np.asarray(value, np.float32), params)
-        alive[node.name] = value
-        yield node.name, value
-        for name in (*node.inputs, *(i for j in node.inputs if j not in alive for i in network.by_name[j].inputs)):
-            if last_reader.get(name) == node.name:
+        alive[result.name] = value
+        yield result.name, value
+        for name in (*node.inputs, result.name):
+            if last_reader.get(name, result.name) == result.name:
                 alive.pop(name, None)
 
 
 def _compute(
-    network: Network,
     node: Node,
+    result: Node,
     activations: Mapping[str, QuantParams],
     weights: Mapping[str, QuantParams],
-    alive: dict[str, Tensor],
+    inputs: list[Tensor],
 ) -> Tensor:
-    clamp: Node | None = None
-    producer = network.by_name[node.inputs[0]]
-    if node.kind == "clamp" and producer.name not in alive:
-        node, clamp, producer = producer, node, network.by_name[producer.inputs[0]]
-    inputs = [alive[name] for name in node.inputs]
-    target = activations.get((clamp or node).name)
-    if _is_integer(node, alive, weights):
+    """The tensor ``result``: that of ``node``, or of the clamp behind it."""
+    target = activations.get(result.name)
+    if _is_integer(node, activations, weights):
         specs = [activations[name] for name in node.inputs]
         if node.kind in LAYERS:
-            return _integer_layer(node, inputs[0], specs[0], weights[node.name], target, clamp)
+            return _integer_layer(node, inputs[0], specs[0], weights[node.name], target, result)
         if node.kind == "add" and target is not None:
-            return _integer_add(node, inputs, specs, target, clamp)
+            return _integer_add(inputs, specs, target, result)
         if node.kind == "avgpool":
-            return _integer_average(node, inputs[0], specs[0], target, clamp)
-        if target is not None and node.kind not in ("add", "float"):
+            return _integer_average(node, inputs[0], specs[0], target, result)
+        if node.kind in TRANSPARENT and target is not None and all(spec == target for spec in specs):
             return _moved(node, inputs, target)
     return _real(node, [_as_real(v, activations.get(n)) for v, n in zip(inputs, node.inputs, strict=True)])
 
 
-def _is_integer(node: Node, alive: Mapping[str, Tensor], weights: Mapping[str, QuantParams]) -> bool:
-    if node.kind == "float" or (node.kind in LAYERS and node.name not in weights):
+def _is_integer(node: Node, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams]) -> bool:
+    if node.kind in ("input", "float") or (node.kind in LAYERS and node.name not in weights):
         return False
-    return all(name in alive and alive[name].dtype != np.float32 for name in node.inputs)
+    return all(name in activations for name in node.inputs)
 
 
 def _as_real(value: Tensor, params: QuantParams | None) -> NDArray[np.float32]:
@@ -101,22 +101,20 @@ def _as_real(value: Tensor, params: QuantParams | None) -> NDArray[np.float32]:
     return affine.dequantize(value, params)  # type: ignore[arg-type]
 
 
-def bounds(clamp: Node | None, params: QuantParams) -> tuple[int, int]:
-    """The integers between which a result may lie: the storage range, cut by a clamp's real bounds."""
-    if clamp is None or clamp.kind != "clamp":
-        return params.qmin, params.qmax
+def bounds(result: Node, params: QuantParams) -> tuple[int, int]:
+    """The integers between which a result may lie: the storage range, cut by the real bounds of a clamp."""
     scale, zero_point = np.float32(params.scale), int(params.zero_point)
 
     def bound(value: float, fallback: int) -> int:
-        if not math.isfinite(value):
+        if result.kind != "clamp" or not math.isfinite(value):
             return fallback
         return int(np.clip(np.rint(np.float32(value) / scale) + zero_point, params.qmin, params.qmax))
 
-    return bound(clamp.lo, params.qmin), bound(clamp.hi, params.qmax)
+    return bound(result.lo, params.qmin), bound(result.hi, params.qmax)
 
 
 def _integer_layer(
-    node: Node, x: Tensor, s_x: QuantParams, s_w: QuantParams, target: QuantParams | None, clamp: Node | None
+    node: Node, x: Tensor, s_x: QuantParams, s_w: QuantParams, target: QuantParams | None, result: Node
 ) -> Tensor:
     assert node.weight is not None
     assert node.bias is not None
@@ -128,7 +126,7 @@ def _integer_layer(
     acc = acc.astype(np.int32)
     if target is None:
         return acc.astype(np.float32) * _along_channels(affine.multiplier(s_x.scale, scale, 1.0), acc.ndim)
-    lo, hi = bounds(clamp, target)
+    lo, hi = bounds(result, target)
     if all(np.all(np.frexp(s)[0] == 0.5) for s in (s_x.scale, s_w.scale, target.scale)):
         shift = _along_channels(affine.shift_of(s_x.scale, scale, target.scale), acc.ndim)
         return _cut(affine.requantize_shift(acc, shift, target.zero_point, target.qmin, target.qmax), lo, hi)
@@ -136,23 +134,21 @@ def _integer_layer(
     return _cut(affine.requantize(acc, m, target.zero_point, target.qmin, target.qmax), lo, hi)
 
 
-def _integer_add(
-    node: Node, inputs: list[Tensor], specs: list[QuantParams], target: QuantParams, clamp: Node | None
-) -> Tensor:
+def _integer_add(inputs: list[Tensor], specs: list[QuantParams], target: QuantParams, result: Node) -> Tensor:
     a, b = specs
-    lo, hi = bounds(clamp, target)
+    lo, hi = bounds(result, target)
     params = affine.add_params(float(a.scale), float(b.scale), float(target.scale))
     za, zb = int(a.zero_point), int(b.zero_point)
     out = affine.add(inputs[0], za, inputs[1], zb, params, int(target.zero_point), target.qmin, target.qmax)  # type: ignore[arg-type]
     return _cut(out, lo, hi)
 
 
-def _integer_average(node: Node, x: Tensor, s_x: QuantParams, target: QuantParams | None, clamp: Node | None) -> Tensor:
+def _integer_average(node: Node, x: Tensor, s_x: QuantParams, target: QuantParams | None, result: Node) -> Tensor:
     centred = x.astype(np.int32) - int(s_x.zero_point)
     total = _reduce(node, centred, np.add, 0).astype(np.int32).reshape(node.shape)
     if target is None:
         return total.astype(np.float32) * affine.multiplier(s_x.scale, 1.0, node.divisor)
-    lo, hi = bounds(clamp, target)
+    lo, hi = bounds(result, target)
     m = affine.multiplier(s_x.scale, 1.0, np.float64(target.scale) * node.divisor)
     return _cut(affine.requantize(total, m, target.zero_point, target.qmin, target.qmax), lo, hi)
 
