@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=1000)
     arguments = parser.parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory(prefix="quantune-trial-cost-") as folder:
         start = time.monotonic()
         model = load_model(ModelRequest(arguments.model, shape=(3, arguments.size, arguments.size)))
