@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantune.builder import Builder, output_folder, versions
+from quantune.builder import Builder, output_folder
 from quantune.compiler.cache import ArtifactCache, content_key, write_atomically
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
@@ -27,6 +27,7 @@ from quantune.search.evaluate import Objective
 from quantune.search.progress import TuningEvent
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.tuner import tune
+from quantune.versions import versions
 
 if TYPE_CHECKING:
     import torch

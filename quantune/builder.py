@@ -34,6 +34,7 @@ from quantune.plan import QuantizationPlan, Ranges, make_plan, observed
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.program import Program
 from quantune.space import CALIBRATION_SIZES
+from quantune.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -209,17 +210,6 @@ class Builder:
             layers=self.executed(program),
             processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,
         )
-
-
-def versions() -> dict[str, str]:
-    """The versions of everything that decides what an artifact computes."""
-    found = {}
-    for name in ("quantune", "torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime", "xgboost", "optuna"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _full_batch(images: np.ndarray, size: int) -> np.ndarray:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlir_passes.network import LAYERS, Network
-from quantune.builder import Builder, versions
+from quantune.builder import Builder
 from quantune.config import QuantConfig
 from quantune.numerics import affine
 from quantune.plan import QuantizationPlan
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.versions import versions
 
 if TYPE_CHECKING:
     from quantune.evaluator import Evaluator

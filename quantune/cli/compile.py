@@ -262,15 +262,9 @@ def _seconds(text: str) -> float:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from quantune.versions import versions
 
-    lines = []
-    for name in ("quantune", "torch", "torch-mlir", "iree-base-compiler", "iree-base-runtime", "xgboost", "optuna"):
-        try:
-            lines.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            lines.append(f"{name} not installed")
-    return ", ".join(lines)
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "mlir_passes": names("numpy torch_mlir mlir_passes.network"),
     "quantune.errors": set(),
     "quantune.config": set(),
+    "quantune.versions": names("quantune"),
     "quantune.space": names("optuna .config"),
     "quantune.numerics": names("numpy scipy mlir_passes.network"),
     "quantune.data": names("numpy PIL sklearn"),
@@ -39,17 +40,19 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.runtime": names("numpy iree quantune .config .compiler"),
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
-    "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space"),
+    "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
     "quantune.evaluator": names("numpy .builder .compiler .config .data .runtime .search"),
     "quantune.reporting": names(
         "numpy mlir_passes.network .builder .calibration .compiler .config .data .evaluator .model .numerics .plan"
-        " .report .runtime .search .space"
+        " .report .runtime .search .space .versions"
     ),
     "quantune.api": names(
         "numpy torch .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
-        " .reporting .runtime .search .space"
+        " .reporting .runtime .search .space .versions"
     ),
-    "quantune.cli": names("numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search"),
+    "quantune.cli": names(
+        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search .versions"
+    ),
     "quantune": names(".api .config .runtime"),
 }
 
