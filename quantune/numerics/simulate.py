@@ -2,8 +2,8 @@
 
 Works from the network and its plan alone, independently of the passes: it is the other side of the comparison. Integers
 are those of the plan (u8 or s8); a tensor that is not quantized is f32. Everything between quantized tensors is exact,
-and so is a layer or an average that ends in f32. Sums of f32 values are not: a layer's depend on an order that numpy does
-not share with the compiled code, an addition's on whether the scaling before it is contracted with it.
+and so is a layer or an average that ends in f32. Sums of f32 values are not: a layer's depend on an order that numpy
+does not share with the compiled code, an addition's on whether the scaling before it is contracted with it.
 """
 
 from __future__ import annotations
