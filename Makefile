@@ -65,7 +65,8 @@ bench: setup ## measure trials, a whole space and the search algorithms; long, w
 	$(BIN)/python test/benchmark/search_replay.py $(BENCH_OUT)/table.json
 
 docs: setup ## regenerate docs/passes.md from the passes
-	$(BIN)/quantune-opt --list-passes --markdown > docs/passes.md
+	$(BIN)/quantune-opt --list-passes --markdown > docs/passes.md.new
+	mv docs/passes.md.new docs/passes.md
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .pytest_cache .ruff_cache .hypothesis test/lit/Output
