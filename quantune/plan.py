@@ -150,10 +150,19 @@ def _is_fused(network: Network, node: Node) -> bool:
     return node.kind == "clamp" and network.fused_clamp(network.by_name[node.inputs[0]]) is node
 
 
-def _follows_float(network: Network, node: Node, integer: set[str]) -> bool:
+def _follows_float(network: Network, node: Node) -> bool:
     """A clamp that alone reads a float operation belongs to it: quantizing in between would only lose precision."""
     source = network.by_name[node.inputs[0]]
     return node.kind == "clamp" and source.kind == "float" and len(network.consumers[source.name]) == 1
+
+
+def _is_made_in_integers(network: Network, name: str, layers: frozenset[str]) -> bool:
+    """Whether a tensor is made of nothing but results of integer layers: quantizing it is what they do anyway."""
+    node = network.by_name[name]
+    if node.kind in LAYERS:
+        return name in layers
+    inside = node.kind not in ("input", "float")
+    return inside and all(_is_made_in_integers(network, source, layers) for source in node.inputs)
 
 
 def _integer_nodes(network: Network, layers: frozenset[str]) -> frozenset[str]:
@@ -165,12 +174,12 @@ def _integer_nodes(network: Network, layers: frozenset[str]) -> frozenset[str]:
     for node in reversed(network.nodes):
         if node.kind in LAYERS:
             runs = node.name in layers
-        elif node.kind in ("input", "float") or _follows_float(network, node, integer):
+        elif node.kind in ("input", "float") or _follows_float(network, node):
             runs = False
-        elif node.kind == "avgpool" and node.name in final:
-            runs = bool(layers)  # sums integers exactly, and scales the sum to f32
         else:
             runs = any(reader.name in integer for reader in network.consumers[node.name])
+            if node.kind == "avgpool" and node.name in final:  # it sums integers exactly, and scales the sum to f32
+                runs = runs or _is_made_in_integers(network, node.inputs[0], layers)
         if runs:
             integer.add(node.name)
     return frozenset(integer)
