@@ -51,6 +51,11 @@ class Depthwise:
         return -(-self.window.kernel[1] // 4)
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of one block's weights."""
+        return self.window.kernel[0] * self.groups * 4 * self.width
+
+    @property
     def macs(self) -> int:
         """Multiplications of one call."""
         return self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
@@ -82,10 +87,9 @@ class _Emitter:
     def __init__(self, conv: Depthwise) -> None:
         self.conv = conv
         blocks, self.width = len(conv.starts), conv.width
-        self.block_bytes = conv.window.kernel[0] * conv.groups * 4 * self.width
         channels = blocks * self.width
         bindings = [
-            ("i8", conv.x.size), ("i8", blocks * self.block_bytes), *conv.form.bindings(channels), ("i8", conv.y.size),
+            ("i8", conv.x.size), ("i8", blocks * conv.block_bytes), *conv.form.bindings(channels), ("i8", conv.y.size),
         ]  # fmt: skip
         self.out = len(bindings) - 1
         self.row_tiles = -(-conv.y.h // conv.rows)
@@ -106,7 +110,7 @@ class _Emitter:
             numbers = k.mul(block.index, self.width)
             parts = [k.add(numbers, j * self.width // 4) for j in range(4)]
             biases, scales = [self.epilogue.bias(at) for at in parts], [self.epilogue.scale(at) for at in parts]
-            weight = k.mul(block.index, self.block_bytes)
+            weight = k.mul(block.index, conv.block_bytes)
             x_row = k.add(k.mul(row, window.strides[0] * x.pitch), channel, x.at(-window.top, -window.left))
             y_row = k.add(k.mul(row, y.pitch), channel, y.at())
             with k.loop(0, y.w) as column:
