@@ -7,6 +7,8 @@ regular sample, shifted from image to image, so that every position is met.
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -55,16 +57,22 @@ class Statistics:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Statistics:
-        """Read what ``to_bytes`` wrote. Raises ValueError or KeyError for anything else."""
+        """Read what ``to_bytes`` wrote. Raises ValueError for anything else."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = dict(archive)
+            available = int(arrays.pop("available"))
+        except (OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"no statistics: {error}") from error
         nested: dict[int, dict[str, dict[str, NDArray]]] = {}
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            available = int(arrays["available"])
-            power = {path.removeprefix("power/"): arrays[path] for path in arrays.files if path.startswith("power/")}
-            for path in arrays.files:
-                if path != "available" and not path.startswith("power/"):
-                    size, rest = path.split("/", 1)
-                    name, key = rest.rsplit("/", 1)
-                    nested.setdefault(int(size), {}).setdefault(name, {})[key] = arrays[path]
+        power: dict[str, NDArray[np.float64]] = {}
+        for path, array in arrays.items():
+            size, rest = path.split("/", 1)
+            if size == "power":
+                power[rest] = array
+                continue
+            name, key = rest.rsplit("/", 1)
+            nested.setdefault(int(size), {}).setdefault(name, {})[key] = array
         made = {s: {n: Histogram.from_arrays(a) for n, a in named.items()} for s, named in nested.items()}
         return cls(available, made, power)
 
