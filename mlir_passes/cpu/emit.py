@@ -152,7 +152,7 @@ def unbordered(value: ir.Value, layout: Layout, kind: ir.RankedTensorType) -> ir
     element = kind.element_type
     if layout.shape != (layout.h, layout.w, layout.c):
         attributes = {
-            "static_offsets": ir.DenseI64ArrayAttr.get([layout.top, layout.left, 0]),
+            "static_offsets": ir.DenseI64ArrayAttr.get([layout.top, layout.left, layout.first]),
             "static_sizes": ir.DenseI64ArrayAttr.get([layout.h, layout.w, layout.c]),
             "static_strides": ir.DenseI64ArrayAttr.get([1, 1, 1]),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),

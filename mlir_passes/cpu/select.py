@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch_mlir import ir
@@ -15,7 +15,7 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, Window
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
-from mlir_passes.cpu.kernels.pointwise import Add, Concat, Quantize
+from mlir_passes.cpu.kernels.pointwise import Add, Concat, Interleave, Quantize
 from mlir_passes.cpu.kernels.pool import MaxPool, SumPool
 from mlir_passes.cpu.kernels.text import Layout
 from mlir_passes.cpu.patterns import Padded, Parameter, Requantized, Sum
@@ -55,8 +55,11 @@ class Selection:
             self._max_pool(op)
         elif op.name == "tensor.concat" and _is_stored(op.results[0]):
             self._concat(op)
+        elif op.name == "tensor.extract_slice":
+            self._slice(op)
         elif op.name in ("tensor.collapse_shape", "tensor.expand_shape"):
             self._view(op)
+            self._shuffle(op)
 
     # Layers
 
@@ -203,6 +206,8 @@ class Selection:
             return
         y, number = self.calls.layout(result)
         a, b = self.calls.buffer(total.a), self.calls.buffer(total.b)
+        if not a.layout.stride == b.layout.stride == y.stride:
+            return
         spec = Add(a.layout, b.layout, y, self.isa)
         operands = [self._sum_numbers(total, number, swapped=False), a.value, b.value]
         self.calls.buffers[result] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), total.op), y)
@@ -242,6 +247,8 @@ class Selection:
     def _concat(self, op: ir.Operation) -> None:
         if ir.IntegerAttr(op.attributes["dim"]).value != 3 or any(image_shape(v)[2] < 16 for v in op.operands):
             return
+        if all(use.owner.operation.name == "tensor.expand_shape" for use in op.results[0].uses):
+            return  # a channel shuffle, which takes the two tensors themselves
         inputs = [self.calls.buffer(value) for value in op.operands]
         y, number = self.calls.layout(op.results[0])
         spec = Concat(tuple(each.layout for each in inputs), y, self.isa)
@@ -249,6 +256,35 @@ class Selection:
         self.calls.buffers[op.results[0]] = Buffer(
             self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y
         )
+
+    def _shuffle(self, op: ir.Operation) -> None:
+        found = patterns.shuffled(op)
+        if found is None or not _is_stored(op.results[0]) or image_shape(found[0])[2] < 16:
+            return
+        a, b = (self.calls.buffer(value) for value in found)
+        y, number = self.calls.layout(op.results[0])
+        # The halves are read as slices, the second one in groups of four that may reach beyond it.
+        y = replace(y, pixel=-(-(y.c + 3) // 16) * 16)
+        spec = Interleave(a.layout, b.layout, y, self.isa)
+        operands = [a.value, b.value, self.calls.border(number, (16,))]
+        self.calls.buffers[op.results[0]] = Buffer(
+            self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op), y
+        )
+
+    def _slice(self, op: ir.Operation) -> None:
+        """Some channels of a buffer are the same buffer."""
+        source = op.operands[0]
+        if source not in self.calls.buffers or len(op.operands) != 1 or not _is_stored(op.results[0]):
+            return
+        buffer, (h, w, c) = self.calls.buffers[source], image_shape(op.results[0])
+        offsets = match.ints(op, "static_offsets")
+        first, (own, _) = buffer.layout.first + offsets[-1], self.calls.layout(op.results[0])
+        if any(offsets[:-1]) or (h, w) != (buffer.layout.h, buffer.layout.w) or own.has_border:
+            return
+        if first + max(16, -(-c // 4) * 4) > buffer.layout.stride or set(match.ints(op, "static_strides")) != {1}:
+            return
+        layout = replace(buffer.layout, c=c, first=first, pixel=buffer.layout.stride)
+        self.calls.buffers[op.results[0]] = Buffer(buffer.value, layout)
 
     def _view(self, op: ir.Operation) -> None:
         """[1, 1, 1, c] and [1, c] are the same buffer."""

@@ -241,12 +241,12 @@ def expected(
     return np.clip((sums >> shift) + zero, low, high).astype(np.int8)
 
 
-def run(text: str, variant: str, x: np.ndarray) -> np.ndarray:
+def run(text: str, variant: str, *inputs: np.ndarray) -> np.ndarray:
     """The result of a module whose kernels must be called and must survive printing."""
     parsed = ir.Module.parse(text, context=ir.Context())
     Pipeline.parse(f"quantune-lower-to-cpu-kernels{{features={variant}}}").run(parsed)
     assert "flow.dispatch" in str(parsed)
-    (y,) = run_on_cpu.load_on_cpu(run_on_cpu.compile_for_cpu(str(parsed)))(x)
+    (y,) = run_on_cpu.load_on_cpu(run_on_cpu.compile_for_cpu(str(parsed)))(*inputs)
     return y
 
 
@@ -304,6 +304,33 @@ return %r : {y}
 }}"""
     x = np.random.default_rng(seed).integers(-128, 128, (1, h, w, c)).astype(np.int8)
     np.testing.assert_array_equal(run(text, variant, x), windows(case, x, -128).max(axis=(3, 4))[None])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("first", [True, False])
+@given(seed=SEEDS, c=st.sampled_from([16, 58, 72]), size=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(FEW, max_examples=2)
+def test_channel_shuffle_and_slice_equal_numpy(
+    variant: str, first: bool, seed: int, c: int, size: tuple[int, int]
+) -> None:
+    h, w = size
+    half, both = f"1x{h}x{w}x{c}xi8", f"1x{h}x{w}x{2 * c}xi8"
+    text = f"""
+func.func @main(%x: tensor<{half}>, %z: tensor<{half}>) -> tensor<{half}> {{
+%j = tensor.concat dim(3) %x, %z : (tensor<{half}>, tensor<{half}>) -> tensor<{both}>
+%g = tensor.expand_shape %j [[0], [1], [2], [3, 4]] output_shape [1, {h}, {w}, 2, {c}]
+  : tensor<{both}> into tensor<1x{h}x{w}x2x{c}xi8>
+%e = tensor.empty() : tensor<1x{h}x{w}x{c}x2xi8>
+%t = linalg.transpose ins(%g : tensor<1x{h}x{w}x2x{c}xi8>) outs(%e : tensor<1x{h}x{w}x{c}x2xi8>)
+  permutation = [0, 1, 2, 4, 3]
+%s = tensor.collapse_shape %t [[0], [1], [2], [3, 4]] : tensor<1x{h}x{w}x{c}x2xi8> into tensor<{both}>
+%y = tensor.extract_slice %s[0, 0, 0, {0 if first else c}] [1, {h}, {w}, {c}] [1, 1, 1, 1]
+  : tensor<{both}> to tensor<{half}>
+return %y : tensor<{half}>
+}}"""
+    x, z = np.random.default_rng(seed).integers(-128, 128, (2, 1, h, w, c)).astype(np.int8)
+    shuffled = np.stack([x, z], axis=-1).reshape(1, h, w, 2 * c)
+    np.testing.assert_array_equal(run(text, variant, x, z), shuffled[..., :c] if first else shuffled[..., c:])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

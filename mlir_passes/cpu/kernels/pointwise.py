@@ -99,6 +99,42 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Interleave:
+    """The channels of two tensors in turn: a channel shuffle of two groups."""
+
+    a: Layout
+    b: Layout
+    y: Layout
+    isa: Isa
+
+    @property
+    def macs(self) -> int:
+        """No multiplications."""
+        return 0
+
+    def text(self) -> str:
+        """The kernel's MLIR; bindings: the two inputs, 16 border bytes, result."""
+        y, width = self.y, byte_width(self.isa, self.a.c)
+        k = Kernel([*(("i8", each.size) for each in (self.a, self.b)), ("i8", 16), ("i8", y.size)],
+                   split_work(y.size * 8, y.h))  # fmt: skip
+        narrow, wide = f"vector<{width}xi8>", f"vector<{2 * width}xi8>"
+        order = [i for channel in range(width) for i in (channel, width + channel)]
+        if y.has_border:
+            value = k.load(2, k.index(0), "vector<16xi8>")
+            in_first_workgroup(k, lambda: fill_border_with(k, value, 3, y))
+        with k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row, k.loop(0, y.w) as column:
+            a, b, out = (
+                k.add(k.mul(row.index, each.pitch), k.mul(column.index, each.stride), each.at())
+                for each in (self.a, self.b, y)
+            )
+            for (start,) in channel_tiles(self.a.c, width, 1):
+                pair = k.load(0, k.add(a, start), narrow), k.load(1, k.add(b, start), narrow)
+                both = k.op(f"vector.shuffle {', '.join(pair)} {order} : {narrow}, {narrow}")
+                k.store(both, 3, k.add(out, 2 * start), wide)
+        return k.text()
+
+
+@dataclass(frozen=True)
 class Concat:
     """The channels of several tensors of one height and width, one behind the other."""
 

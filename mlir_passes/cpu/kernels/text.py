@@ -17,7 +17,8 @@ class Layout:
 
     h, w, c: the image. top, left, bottom, right: rows and columns of the border. packed: few channels follow each other
     closely, so that nothing may read or write a whole vector of them. floating: f32, which leaves no gaps at all; the
-    numbers below then count elements instead of bytes.
+    numbers below then count elements instead of bytes. pixel: bytes from pixel to pixel, if not the least possible;
+    first: where in a pixel the channels begin. Both are for slices of the channels.
     """
 
     h: int
@@ -29,12 +30,14 @@ class Layout:
     right: int = 0
     packed: bool = False
     floating: bool = False
+    pixel: int = 0
+    first: int = 0
 
     @property
     def stride(self) -> int:
         """Bytes from pixel to pixel: whole groups of four channels, and unless packed at least one narrow vector."""
-        if self.floating:
-            return self.c
+        if self.pixel or self.floating:
+            return self.pixel or self.c
         return max(0 if self.packed else 16, -(-self.c // 4) * 4)
 
     @property
@@ -64,7 +67,7 @@ class Layout:
 
     def at(self, row: int = 0, column: int = 0) -> int:
         """Byte offset of a pixel of the image; the border has negative indices."""
-        return (row + self.top) * self.pitch + (column + self.left) * self.stride
+        return (row + self.top) * self.pitch + (column + self.left) * self.stride + self.first
 
 
 @dataclass
