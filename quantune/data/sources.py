@@ -10,10 +10,6 @@ Options follow a question mark, ``imagefolder:val?resize=232&crop=224``; every k
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from quantune.data.base import Image, ImageSource, Subset, checked_image, hashed
 from quantune.data.builtin import open_builtin
 from quantune.data.files import ImageFolder, Npz
 from quantune.errors import UsageError
+from quantune.factory import call_factory
 
 KINDS = ("builtin", "imagefolder", "npz")
 ROLES = ("calibration", "evaluation")
@@ -102,7 +99,7 @@ class Factory(ImageSource):
 
     def __init__(self, target: str) -> None:
         self.name = target
-        made = _call(target)
+        made = call_factory(target, KINDS)
         if not hasattr(made, "__len__") or not hasattr(made, "__getitem__"):
             found = type(made).__name__
             raise UsageError(f"{target}: returned {found}, expected a sequence of (image, label) pairs")
@@ -148,37 +145,6 @@ def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSour
         return Npz(Path(reference.target).expanduser(), options, role)
     options_of(options, ("count",), reference.target)
     return Factory(reference.target)
-
-
-def _call(target: str) -> object:
-    """Import and call ``PACKAGE.MODULE:FACTORY``, looking in the current folder too."""
-    module_name, _, name = target.partition(":")
-    with _current_folder_importable():
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:
-            suggestion = hint(module_name, KINDS) if isinstance(error, ModuleNotFoundError) else ""
-            raise UsageError(f"{target}: cannot import {module_name}: {_line(error)}{suggestion}") from error
-        factory = getattr(module, name, None)
-        if factory is None:
-            raise UsageError(f"{target}: {module_name} has no '{name}'{hint(name, dir(module))}")
-        if not callable(factory):
-            raise UsageError(f"{target}: '{name}' is {type(factory).__name__}, expected a function without arguments")
-        try:
-            return factory()
-        except Exception as error:
-            raise UsageError(f"{target}: {name}() raised {type(error).__name__}: {_line(error)}") from error
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
 
 
 def _suggestion(text: str) -> str:

@@ -11,7 +11,6 @@ buffer slots, which nobody reads any more.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -35,7 +34,9 @@ def fold_batch_norms(program: ExportedProgram) -> int:
 
 
 def _is_inference(node: Node) -> bool:
-    return node.target is _BATCH_NORM[1] or node.args[5] is False
+    if node.target is _BATCH_NORM[1]:  # returns a tuple whose first item alone is used in inference
+        return len(node.users) == 1
+    return node.args[5] is False
 
 
 class _State:
@@ -81,9 +82,7 @@ def _fold(program: ExportedProgram, state: _State, node: Node) -> bool:
         state.write(mean_node, shift)
         state.write(variance_node, scale)
         replacement = _as_affine(program, node, x, variance_node, mean_node)
-    result = node
-    if node.target is _BATCH_NORM[1]:  # returns a tuple whose first item alone is used in inference
-        (result,) = list(node.users)
+    result = node if node.target is _BATCH_NORM[0] else next(iter(node.users))
     result.replace_all_uses_with(replacement)
     for dead in dict.fromkeys((result, node)):
         program.graph.erase_node(dead)
@@ -132,10 +131,3 @@ def _as_affine(program: ExportedProgram, node: Node, x: Node, scale: Node, shift
         shift_view = call(torch.ops.aten.view.default, (shift, shape), channel_stub)
         product = call(torch.ops.aten.mul.Tensor, (x, scale_view), value)
         return call(torch.ops.aten.add.Tensor, (product, shift_view), value)
-
-
-def architecture_name(program: ExportedProgram) -> str:
-    """A short description of a program for logs: operator calls and parameters."""
-    calls = sum(node.op == "call_function" for node in program.graph.nodes)
-    parameters = sum(math.prod(p.shape) for p in program.parameters())
-    return f"{calls} operators, {parameters / 1e6:.2f} M parameters"

@@ -31,23 +31,38 @@ def import_program(program: ExportedProgram, name: str) -> ImportedModel:
     torch_dialect.register_dialect(context)
     importer = FxImporter(context=context, hooks=_ReadableWeights())
     importer._cc.__class__ = _NamedLocations
+    said: list[str] = []
+
+    def note(diagnostic: ir.Diagnostic) -> bool:
+        if diagnostic.severity == ir.DiagnosticSeverity.ERROR:
+            said.append(_reason(diagnostic.message, str(diagnostic.location)))
+        return True  # or MLIR prints it
+
+    handler = context.attach_diagnostic_handler(note)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = fx.export_and_import(program, output_type="linalg-on-tensors", fx_importer=importer)
     except (TorchMlirCompilerError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise ImportFailed(f"model '{name}' cannot be lowered: {_first_reason(str(error))}") from error
+        reason = said[0] if said else _first_line(error)
+        raise ImportFailed(f"model '{name}' cannot be lowered: {reason}") from error
+    finally:
+        handler.detach()
     return from_module(module, name)
 
 
 def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> ImportedModel:
     """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` stays as it is."""
+    training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model.eval(), (example,), strict=False)
     except Exception as error:
         raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
     return import_program(_with_own_state(program), name)
 
 
@@ -95,14 +110,12 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300]
 
 
-def _first_reason(text: str) -> str:
-    """The first diagnostic of torch-mlir's report: the operator and, from its location, the layer."""
-    for line in text.splitlines():
-        found = re.search(r"error: (?P<message>.*)", line)
-        if found:
-            place = re.search(r'loc\("([^"]+)"', line) or re.search(r'"([^"]+)"', line.split("error:")[0])
-            operator = re.search(r'torch\.operator "([^"]+)"|name = "([^"]+)"', text)
-            what = next((g for g in operator.groups() if g), "") if operator else ""
-            where = f" in layer '{place.group(1)}'" if place else ""
-            return f"{found['message'][:200]}{f' ({what})' if what and what not in found['message'] else ''}{where}"
-    return next((line for line in text.splitlines() if line.strip()), text)[:300]
+def _reason(message: str, location: str) -> str:
+    """One line from torch-mlir's diagnostic: the operator and, from its location, the layer."""
+    line = message.strip().partition("\n")[0]
+    unknown = re.search(r'"torch\.operator".*name = "torch\.([^"]+)"', line)
+    illegal = re.match(r"failed to legalize operation '(?:torch\.)?([^']+)'", line)
+    operator = unknown or illegal
+    place = re.search(r'loc\("([^"]+)"', location)
+    where = f" in layer '{place.group(1)}'" if place else ""
+    return f"no lowering for operator '{operator.group(1)}'{where}" if operator else f"{line[:200]}{where}"

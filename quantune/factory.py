@@ -1,0 +1,55 @@
+"""``PACKAGE.MODULE:FACTORY``: the user's own function that makes a model or an image source."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantune.errors import UsageError
+
+
+def call_factory(target: str, kinds: Iterable[str] = ()) -> object:
+    """Import and call ``PACKAGE.MODULE:FACTORY``, looking in the current folder too.
+
+    kinds: prefixes that ``target`` may have been meant to have. Raises UsageError, also for what the factory raises.
+    """
+    module_name, _, name = target.partition(":")
+    with _current_folder_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            suggestion = _hint(module_name, kinds) if isinstance(error, ModuleNotFoundError) else ""
+            raise UsageError(f"{target}: cannot import {module_name}: {_line(error)}{suggestion}") from error
+        factory = getattr(module, name, None)
+        if factory is None:
+            raise UsageError(f"{target}: {module_name} has no '{name}'{_hint(name, dir(module))}")
+        if not callable(factory):
+            raise UsageError(f"{target}: '{name}' is {type(factory).__name__}, expected a function without arguments")
+        try:
+            return factory()
+        except Exception as error:
+            raise UsageError(f"{target}: {name}() raised {type(error).__name__}: {_line(error)}") from error
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _hint(value: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(value, list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
