@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from quantune.errors import ImportFailed, UsageError
+from quantune.factory import call_factory
 from quantune.frontend import importer
 from quantune.frontend.torchvision_compat import torchvision
 from quantune.model import ImportedModel, read_model
@@ -38,22 +38,24 @@ class ModelRequest:
 
 def load_model(request: ModelRequest) -> ImportedModel:
     """Resolve and import a model. Raises UsageError for a wrong reference, ImportFailed for one that does not lower."""
-    if request.batch < 1:
-        raise UsageError(f"batch {request.batch}: expected 1 or more")
+    for what, value in (("batch", request.batch), ("classes", request.classes), ("shape", min(request.shape or (1,)))):
+        if value is not None and value < 1:
+            raise UsageError(f"{what} {value}: expected 1 or more")
     reference = request.reference
     if reference.endswith((".mlir", ".mlirbc")):
-        _refuse(request, "weights", "shape")
+        _refuse(request, "weights", "shape", "classes")
         return read_model(_existing(reference, "model").read_bytes(), Path(reference).stem)
     if reference.endswith(".pt2"):
-        _refuse(request, "weights", "shape")
+        _refuse(request, "weights", "shape", "classes")
         return importer.import_program(_load_program(_existing(reference, "model")), Path(reference).stem)
     kind, _, name = reference.partition(":")
     if kind == "torchvision" and name:
         model, title = _torchvision_model(request, name), name
     elif kind == "builtin" and name:
         model, title = _builtin_model(request, name), name
-    elif name:
-        model, title = _call_factory(kind, name), name
+    elif kind and name:
+        _refuse(request, "classes")
+        model, title = _call_factory(reference), name
     else:
         raise UsageError(
             f"model '{reference}': expected torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, "
@@ -101,9 +103,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    pairs = list(state.items()) if isinstance(state, Mapping) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise UsageError(f"weights '{path}': expected a mapping from names to tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {name.removeprefix("module."): value for name, value in pairs}
     expected = model.state_dict()
     problems = [f"'{n}' is missing" for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     problems += [f"'{n}' is unknown" for n in state if n not in expected and not n.startswith(("aux", "AuxLogits"))]
@@ -118,7 +121,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict({n: v.to(expected[n].dtype) for n, v in state.items() if n in expected}, strict=False)
 
 
-def _torchvision_model(request: ModelRequest, name: str, classes: int | None = None) -> nn.Module:
+def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
     models = torchvision().models
     known = models.list_models(module=models)
     if name not in known:
@@ -129,14 +132,18 @@ def _torchvision_model(request: ModelRequest, name: str, classes: int | None = N
         )
     torch.manual_seed(request.seed)  # random weights when none are given: the same on every run
     options: dict[str, Any] = {"weights": None}
-    if request.classes or classes:
-        options["num_classes"] = request.classes or classes
+    if request.classes is not None:
+        options["num_classes"] = request.classes
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # its own takes minutes; torch's default is as good for random weights
     model = models.get_model(name, **options).eval()
-    if request.weights is None and request.reference.startswith("torchvision:"):
-        calibrate_batch_norms(model, request.shape or default_shape(request.reference))
+    if request.weights is None:
+        shape = request.shape or default_shape(request.reference)
+        try:
+            calibrate_batch_norms(model, shape)
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"model '{name}' does not take images of shape {shape}: {_line(error)}") from error
     return model
 
 
@@ -171,20 +178,10 @@ def _builtin_model(request: ModelRequest, name: str) -> nn.Module:
     return model
 
 
-def _call_factory(module_name: str, attribute: str) -> nn.Module:
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"model '{module_name}:{attribute}': cannot import '{module_name}': {error}") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise UsageError(f"model '{module_name}:{attribute}': '{module_name}' has no callable '{attribute}'")
-    try:
-        model = factory()
-    except Exception as error:
-        raise UsageError(f"model '{module_name}:{attribute}': the factory failed: {_line(error)}") from error
+def _call_factory(reference: str) -> nn.Module:
+    model = call_factory(reference, ("torchvision", "builtin"))
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model '{module_name}:{attribute}': expected a torch.nn.Module, got {type(model).__name__}")
+        raise UsageError(f"{reference}: expected a torch.nn.Module, got {type(model).__name__}")
     return model
 
 
