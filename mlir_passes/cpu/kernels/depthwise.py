@@ -30,8 +30,17 @@ class Depthwise:
     isa: Isa
 
     @property
+    def pixels(self) -> int:
+        """Neighbouring columns in a block: several where the channels alone do not fill a vector."""
+        count, rest = divmod(self.isa.width, self.y.c)
+        close = self.window.strides[1] == 1 and self.x.stride == self.y.stride == self.y.c
+        return count if close and not rest and count <= self.y.w else 1
+
+    @property
     def width(self) -> int:
-        """Channels in a block: one byte vector."""
+        """Bytes in a block: one vector of channels."""
+        if self.pixels > 1:
+            return self.isa.width
         return next(w for w in (64, 32, 16) if w <= self.isa.width and (w <= self.y.c or w == 16))
 
     @property
@@ -68,13 +77,14 @@ class Depthwise:
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """Weights i8[kh, kw, c] as [block][row][group][accumulator][lane][tap]."""
         kh, kw, c = weight.shape
-        padded = np.zeros((kh, self.groups * 4, max(c, self.width)), np.int8)
-        padded[:, :kw, :c] = weight
+        padded = np.zeros((kh, self.groups * 4, max(c * self.pixels, self.width)), np.int8)
+        padded[:, :kw, : c * self.pixels] = np.tile(weight, self.pixels)
         split = padded.reshape(kh, self.groups, 4, -1).transpose(0, 1, 3, 2)
         return np.concatenate([split[:, :, s + self._order()].reshape(-1) for s in self.starts])
 
     def pack_channels(self, values: np.ndarray) -> np.ndarray:
         """Numbers a channel as [block][accumulator][lane]."""
+        values = np.tile(values, self.pixels)
         padded = np.concatenate([values, np.zeros(max(0, self.width - len(values)), values.dtype)])
         return np.concatenate([padded[s + self._order()].reshape(-1) for s in self.starts])
 
@@ -113,10 +123,11 @@ class _Emitter:
             weight = k.mul(block.index, conv.block_bytes)
             x_row = k.add(k.mul(row, window.strides[0] * x.pitch), channel, x.at(-window.top, -window.left))
             y_row = k.add(k.mul(row, y.pitch), channel, y.at())
-            with k.loop(0, y.w) as column:
-                x_at = k.add(x_row, k.mul(column.index, window.strides[1] * x.stride))
+            with k.loop(0, y.w, conv.pixels) as loop:
+                column = k.least(loop.index, y.w - conv.pixels) if conv.pixels > 1 else loop.index
+                x_at = k.add(x_row, k.mul(column, window.strides[1] * x.stride))
                 accs = self._accumulate(x_at, weight, biases)
-                y_at = k.add(y_row, k.mul(column.index, y.stride))
+                y_at = k.add(y_row, k.mul(column, y.stride))
                 for r, sums in enumerate(accs):
                     self._store([self.epilogue.finish(s, m) for s, m in zip(sums, scales, strict=True)],
                                 k.add(y_at, r * y.pitch))  # fmt: skip
