@@ -220,7 +220,7 @@ class Selection:
             return
         y = Layout(y.h, y.w, y.c, y.top, y.left, y.bottom, y.right, packed=True)
         scale, zero, low, high = (float(each.numbers.reshape(())) for each in numbers)
-        values = np.array([scale, zero + 128, low + 128, high + 128, border_byte(number)], np.float32)
+        values = np.array([scale, low - zero, high - zero, zero + 128, border_byte(number)], np.float32)
         table = self.calls.constant(tag_like(numbers[0], "table"), values)
         spec = Quantize(y, self.isa)
         made = self.calls.call(spec, [real, table], tensor_type(y.shape, np.int8), quantize)
