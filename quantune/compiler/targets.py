@@ -26,6 +26,7 @@ _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
 _KERNEL_FLAGS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
     "avxvnni": frozenset({"avx2", "fma", "avx_vnni"}),
+    "avx2": frozenset({"avx2", "fma"}),
 }
 _KERNEL_CPUS = {
     "avx512vnni": (
@@ -35,6 +36,10 @@ _KERNEL_CPUS = {
     "avxvnni": (
         "alderlake", "raptorlake", "meteorlake", "gracemont", "arrowlake", "arrowlake-s", "lunarlake", "pantherlake",
         "sierraforest", "grandridge", "clearwaterforest",
+    ),
+    "avx2": (
+        "haswell", "broadwell", "skylake", "skylake-avx512", "cannonlake", "x86-64-v3", "x86-64-v4", "znver1", "znver2",
+        "znver3",
     ),
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -275,6 +275,20 @@ def test_depthwise_convolution_equals_numpy(variant: str, case: Case) -> None:
     check(case, variant)
 
 
+@pytest.mark.parametrize("kind", ["conv", "depthwise"])
+@pytest.mark.parametrize("form", BODIES)
+def test_the_program_depends_on_no_number(kind: str, form: str) -> None:
+    programs = []
+    for seed in (1, 2):
+        case = Case(kind, 7, 9, 24, 24, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), seed)
+        text = module(case, form, numbers(case, form), sum_numbers(seed))
+        parsed = ir.Module.parse(text, context=ir.Context())
+        passes = "quantune-lower-to-cpu-kernels{features=avx512vnni},quantune-outline-parameters"
+        Pipeline.parse(passes).run(parsed)
+        programs.append(str(parsed))
+    assert programs[0] == programs[1]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("form", BODIES)
 @given(seed=SEEDS, c=st.sampled_from([3, 16, 24, 58]), size=st.tuples(st.integers(1, 9), st.integers(1, 17)))

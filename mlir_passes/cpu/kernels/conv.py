@@ -206,8 +206,7 @@ class _Emitter:
     def _multiply_add(self, acc: str, pixel: str, weight: str) -> str:
         if self.conv.group == 1:
             return self.k.op(f"vector.fma {pixel}, {weight}, {acc} : vector<{self.lanes}xf32>")
-        kinds = [f"vector<{self.lanes}xi32>", *[f"vector<{self.lanes * 4}xi8>"] * 2]
-        return self.k.intrinsic(self.conv.isa.dot(self.lanes * 4), [acc, pixel, weight], kinds, kinds[0])
+        return self.conv.isa.multiply_add(self.k, acc, pixel, weight, self.lanes * 4)
 
     def _finish(self, row: str, column: str, channels: list[str], scales: list[str], accs: list[str]) -> None:
         k, conv = self.k, self.conv

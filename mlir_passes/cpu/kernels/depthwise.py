@@ -140,15 +140,14 @@ class _Emitter:
         for r in range(conv.rows):
             for kh in range(window.kernel[0]):
                 readers.setdefault(r * window.strides[0] + kh * window.dilations[0], []).append((r, kh))
-        kinds = [self.sums, self.bytes, self.bytes]
         for input_row, pairs in sorted(readers.items()):
             for group in range(conv.groups):
                 quads = self._interleaved(k.add(x_at, input_row * conv.x.pitch), group)
                 for r, kh in pairs:
                     for j, quad in enumerate(quads):
                         at = k.add(weight, ((kh * conv.groups + group) * 4 + j) * self.width)
-                        operands = [accs[r][j], quad, k.load(1, at, self.bytes)]
-                        accs[r][j] = k.intrinsic(conv.isa.dot(self.width), operands, kinds, self.sums)
+                        factor = k.load(1, at, self.bytes)
+                        accs[r][j] = conv.isa.multiply_add(k, accs[r][j], quad, factor, self.width)
         return accs
 
     def _interleaved(self, row: str, group: int) -> list[str]:
