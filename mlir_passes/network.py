@@ -31,7 +31,7 @@ class Node:
     pads: (top, left, bottom, right), zeros for conv and avgpool, -inf for maxpool.
     kernel, strides, dilations: (height, width) of conv and pools; avgpool over everything has kernel = the whole image.
     lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides).
-    divisor: avgpool divides the window's sum by it. detail: what a float operation is made of.
+    divisor: avgpool divides the window's sum by it, 1 for a plain sum. detail: what a float operation is made of.
     """
 
     name: str

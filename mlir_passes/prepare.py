@@ -1,29 +1,45 @@
-"""What an imported module gets before anything reads it: names on its layers, and grouped convolutions in one form.
+"""What an imported module gets before anything reads it: named layers, and convolutions and pools in one form.
 
 before -> after:
 
     linalg.conv_… loc("features.0")    ->  linalg.conv_… {quantune.layer = "features.0"} loc("features.0")
     y = conv_2d_ngchw_gfchw(x, w)      ->  y = split(join(conv_2d_ngchw_gfchw(split(join(x)), w)))
+    window(pad(x))                     ->  window(pad'(x))       padded no further than the windows reach
+    window(x) of one row or column     ->  window(slice(x))      what the windows reach of x
 
-where join views [n, g, c, h, w] as [n, g * c, h, w] and split is its inverse: each only where it is not there yet,
-because a view next to it has swallowed it.
+join views [n, g, c, h, w] as [n, g * c, h, w] and split is its inverse: each only where it is not there yet, because a
+view next to it has swallowed it. The last two: rounding up pads more than it uses, and IREE 3.13 rejects a window
+operation with a result of extent 1 that does not reach the end of its input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch_mlir import ir
+from torch_mlir.dialects import arith, tensor
 
 from mlir_passes import match
-from mlir_passes.build import LAYER, defining_op, join_groups, split_groups
-from mlir_passes.read_network import main_function
+from mlir_passes.build import (
+    LAYER,
+    defining_op,
+    erase_if_unused,
+    join_groups,
+    layer_of,
+    set_layer,
+    split_groups,
+    tensor_type,
+)
+from mlir_passes.read_network import WINDOWS, main_function
 
 
 def prepare(module: ir.Operation) -> None:
-    """Name the layers of a module's only function and give its grouped convolutions tensors of rank four.
+    """Name the layers of a module's only function and bring its convolutions and pools into the form passes expect.
 
     Raises NetworkError when there is not exactly one function.
     """
-    operations = [op.operation for op in main_function(module).regions[0].blocks[0].operations]
+    function = main_function(module)
+    operations = [op.operation for op in function.regions[0].blocks[0].operations]
     for op in operations:
         unnamed = LAYER not in op.attributes and op.name.split(".")[0] in ("linalg", "tensor")
         if unnamed and isinstance(op.location, ir.NameLoc):
@@ -31,6 +47,14 @@ def prepare(module: ir.Operation) -> None:
     for op in operations:
         if op.name == match.GROUPED_CONV:
             _surround(op)
+        if op.name in WINDOWS and _is_static_f32(op):
+            with ir.InsertionPoint(op), op.location:
+                _fit(op)
+
+
+def _is_static_f32(op: ir.Operation) -> bool:
+    kinds = [ir.RankedTensorType(value.type) for value in (*op.operands, *op.results)]
+    return all(kind.has_static_shape and isinstance(kind.element_type, ir.F32Type) for kind in kinds)
 
 
 def _surround(conv: ir.Operation) -> None:
@@ -43,3 +67,59 @@ def _surround(conv: ir.Operation) -> None:
             joined = join_groups(result)
             split = split_groups(joined, match.shape_of(result)[1])
         result.replace_all_uses_except(split, joined.owner.operation)
+
+
+def _fit(op: ir.Operation) -> None:
+    """Let a convolution or pool read no more than its windows reach."""
+    source = op.operands[0]
+    grouped = op.name == match.GROUPED_CONV
+    image = defining_op(source).operands[0] if grouped else source
+    made_by = defining_op(image)
+    found = match.match_pad(made_by) if made_by is not None else None
+    pad = found if found is not None and len(found.low) == 4 else match.Pad(image, (0,) * 4, (0,) * 4, 0.0)
+    outputs, kernel = match.shape_of(op.results[0])[-2:], match.shape_of(op.operands[1])[-2:]
+    sizes, high = list(match.shape_of(pad.source)), list(pad.high)
+    window = zip((2, 3), outputs, kernel, match.ints(op, "strides"), match.ints(op, "dilations"), strict=True)
+    for dim, out, k, stride, dilation in window:
+        reach = (out - 1) * stride + (k - 1) * dilation + 1
+        unread = pad.low[dim] + sizes[dim] + high[dim] - reach
+        high[dim] -= min(unread, high[dim])
+        if out == 1:
+            sizes[dim] = min(sizes[dim], reach - pad.low[dim])
+    fitted = _padded(_cropped(pad.source, sizes), pad, high, made_by)
+    if fitted != image:
+        op.operands[0] = split_groups(fitted, match.shape_of(source)[1]) if grouped else fitted
+        erase_if_unused(source)
+
+
+def _cropped(image: ir.Value, shape: Sequence[int]) -> ir.Value:
+    """The first rows and columns of ``image``."""
+    if tuple(shape) == match.shape_of(image):
+        return image
+    attributes = {
+        "static_offsets": ir.DenseI64ArrayAttr.get([0] * 4),
+        "static_sizes": ir.DenseI64ArrayAttr.get(list(shape)),
+        "static_strides": ir.DenseI64ArrayAttr.get([1] * 4),
+        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
+    }
+    result = tensor_type(shape, ir.RankedTensorType(image.type).element_type)
+    return ir.Operation.create("tensor.extract_slice", [result], [image], attributes).result
+
+
+def _padded(image: ir.Value, pad: match.Pad, high: Sequence[int], old: ir.Operation | None) -> ir.Value:
+    """``image`` padded as ``pad`` says but for ``high``; the result of ``old`` where that is the same."""
+    if old is not None and image == pad.source and tuple(high) == pad.high and any((*pad.low, *high)):
+        return old.results[0]
+    if not any((*pad.low, *high)):
+        return image
+    element = ir.RankedTensorType(image.type).element_type
+    shape = [low + size + more for low, size, more in zip(pad.low, match.shape_of(image), high, strict=True)]
+    made = tensor.PadOp(tensor_type(shape, element), image, [], [], list(pad.low), list(high))
+    location = ir.Location.current
+    block = made.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
+    with ir.InsertionPoint(made):
+        value = arith.ConstantOp(element, ir.FloatAttr.get(element, pad.value)).result
+    with ir.InsertionPoint(block), location:
+        tensor.YieldOp(value)
+    set_layer(made, None if old is None else layer_of(old))
+    return made.result

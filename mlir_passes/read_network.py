@@ -24,6 +24,8 @@ _CONVS = {
 _SOURCES = {"arith.constant", "tensor.empty"}
 _FILL = {**dict.fromkeys(_CONVS, 0.0), "linalg.pooling_nchw_max": -math.inf, "linalg.pooling_nchw_sum": 0.0}
 """What a window operation that takes a padding over must be padded with."""
+WINDOWS = tuple(_FILL)
+"""The operations that move a window over images: convolutions and pools, channels first."""
 
 
 class NetworkError(ValueError):
@@ -148,12 +150,10 @@ class _Reader:
             self._extend(site, op, bias=site.node.bias + biased[1])
         elif add is not None and all(self._knows(v) for v in add):
             self._add(op, "add", add)
-        elif (divided := match.match_divide(op)) and self._is_window_sum(divided[0]):
-            site = self._site_of(divided[0])
-            assert site is not None
-            self._extend(site, op, kind="avgpool", divisor=site.node.divisor * divided[1], detail="")
+        elif (divided := match.match_divide(op)) and (site := self._sum_of(divided[0])) is not None:
+            self._extend(site, op, divisor=divided[1])
         elif (summed := match.match_spatial_sum(op)) is not None:
-            self._add(op, "float", (summed,), kernel=match.shape_of(summed)[2:], detail="sum over the image")
+            self._add(op, "avgpool", (summed,), kernel=match.shape_of(summed)[2:])
         else:
             self._float(op)
 
@@ -202,8 +202,8 @@ class _Reader:
         }  # fmt: skip
         if is_max:
             self._add(op, "maxpool", (source,), **window)
-        else:  # becomes an average pool when the division that follows is by a constant
-            self._add(op, "float", (source,), detail="sum over a window", **window)
+        else:  # divided by 1 until a division by another number follows
+            self._add(op, "avgpool", (source,), **window)
 
     # Helpers
 
@@ -294,9 +294,11 @@ class _Reader:
         site = self._site_of(value)
         return site is not None and site.node.kind in ("conv", "matmul") and self._read_once(value)
 
-    def _is_window_sum(self, value: ir.Value) -> bool:
+    def _sum_of(self, value: ir.Value) -> Site | None:
+        """The average pool whose sum, not yet divided, is ``value`` and read by nothing else."""
         site = self._site_of(value)
-        return site is not None and site.node.detail.startswith("sum over") and self._read_once(value)
+        is_sum = site is not None and site.node.kind == "avgpool" and site.op == defining_op(value)
+        return site if is_sum and self._read_once(value) else None
 
     def _absorbed_by_window(self, op: ir.Operation) -> bool:
         """Whether every reader of a tensor.pad is a convolution or pool that takes the padding over."""

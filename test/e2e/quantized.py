@@ -1,0 +1,87 @@
+"""From an imported network and images to a plan, a compiled program and the numpy reference, for tests."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlir_passes.outline_parameters import collect_parameters
+from quantune.compiler import pipelines
+from quantune.compiler.iree import compile_module
+from quantune.compiler.pipelines import Debugging, Lowered
+from quantune.compiler.targets import Target
+from quantune.config import QuantConfig
+from quantune.model import ImportedModel
+from quantune.numerics.histogram import Histogram
+from quantune.numerics.simulate import simulate
+from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.runtime.program import Program
+
+HOST = Target("cpu")
+LAYOUTS = ("nchw", "nhwc", "target")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a program is built.
+
+    layout: nchw as imported, nhwc for the plain channels-last form, target for what the pipeline makes of it for this
+    machine. outlined: whether its numbers are parameters beside it.
+    """
+
+    layout: str = "target"
+    outlined: bool = False
+
+
+def plan_from_images(model: ImportedModel, images: NDArray[np.float32], config: QuantConfig) -> QuantizationPlan:
+    """A plan from the ranges that the f32 network shows on ``images``, a batch of the model's size, in numpy."""
+    tensors = simulate(model.network, {}, {}, images)
+    statistics = {name: Histogram() for name in observed(model.network)}
+    for name, histogram in statistics.items():
+        histogram.add(tensors[name].reshape(-1))
+    return make_plan(model.network, statistics, config)
+
+
+def reference(model: ImportedModel, plan: QuantizationPlan, images: NDArray[np.float32]) -> list[NDArray]:
+    """What numpy says the quantized program returns."""
+    tensors = simulate(model.network, plan.activations, plan.weights, images)
+    return [tensors[name] for name in model.network.outputs]
+
+
+def lower(model: ImportedModel, plan: QuantizationPlan | None, form: Form, precision: str = "int8") -> Lowered:
+    """Run the passes for this machine."""
+    if form.layout == "target":
+        return pipelines.lower(model.bytecode, plan, HOST, precision, outline=form.outlined)
+    lowered = pipelines.lower(model.bytecode, plan, HOST, precision, until="integer")
+    module = pipelines.parse(lowered.module)
+    if form.layout == "nhwc":
+        pipelines.run(module, "quantune-to-nhwc", Debugging())
+    if not form.outlined:
+        return Lowered(pipelines.to_bytecode(module), None, lowered.pipeline)
+    parameters = collect_parameters(module)
+    pipelines.run(module, "quantune-outline-parameters", Debugging())
+    return Lowered(str(module).encode(), parameters, lowered.pipeline)
+
+
+def compiled(lowered: Lowered) -> Program:
+    """The program, compiled for and loaded on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = compile_module(lowered.module, HOST, output_dir=Path(folder), failure_dir=Path(folder))
+        return Program(module.path.read_bytes(), parameters=lowered.parameters)
+
+
+def call(program: Program, images: NDArray[np.float32]) -> list[NDArray]:
+    """The program's results, always as a list."""
+    results = program(images)
+    return list(results) if isinstance(results, tuple | list) else [results]
+
+
+def assert_same_bits(actual: list[NDArray], expected: list[NDArray]) -> None:
+    """Fail unless all arrays agree in shape, type and every bit (0.0 and -0.0 count as one)."""
+    assert [(a.shape, a.dtype) for a in actual] == [(e.shape, e.dtype) for e in expected]
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, e)

@@ -1,0 +1,131 @@
+"""Compiled int8 programs equal the numpy simulation bit for bit, whatever the network and however it is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from quantized import LAYOUTS, Form, assert_same_bits, call, compiled, lower, plan_from_images, reference
+from random_nets import Concat, Layer, Net, Pool, Residual, Shuffle, nets
+
+from quantune.config import QuantConfig
+from quantune.frontend.importer import import_module
+
+SCHEMES = ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2")
+CONFIGS = st.builds(
+    QuantConfig,
+    scheme=st.sampled_from(SCHEMES),
+    clip=st.sampled_from(("max", "kl", "percentile")),
+    granularity=st.sampled_from(("tensor", "channel")),
+)
+FORMS = st.builds(Form, st.sampled_from(LAYOUTS), st.booleans())
+# Every example takes seconds: no shrinking, and the same examples in every run.
+_OPTIONS = {
+    "deadline": None, "derandomize": True, "database": None, "phases": (Phase.explicit, Phase.generate),
+    "suppress_health_check": list(HealthCheck),
+}  # fmt: skip
+fast, many = settings(max_examples=10, **_OPTIONS), settings(max_examples=300, **_OPTIONS)  # type: ignore[arg-type]
+
+EVERYTHING = Net(
+    (2, 3, 12, 13),
+    (
+        Layer(8, (3, 2), (2, 1), (1, 0), activation="relu6"),
+        Residual(),
+        Concat(4),
+        Shuffle(sliced=False),
+        Layer(1, (3, 3), (1, 1), (2, 2), dilation=2, grouping="depthwise", activation="none"),
+        Pool("max", (3, 2), (2, 2), padded=True, ceil=True),
+        Layer(8, (1, 1), grouping="grouped", bias=False, activation="clamp"),
+        Pool("average", (2, 3), (1, 1), padded=True, ceil=False),
+    ),
+    offset=0.5,
+)
+
+
+def _check(net: Net, config: QuantConfig, form: Form) -> None:
+    images = net.images(2)
+    calibration, evaluation = np.split(images, 2)
+    model = import_module(net.module(), torch.zeros(net.shape), "net")
+    plan = plan_from_images(model, calibration, config)
+    program = compiled(lower(model, plan, form, config.precision))
+    actual, expected = call(program, evaluation), reference(model, plan, evaluation)
+    if config.precision == "int8":
+        assert_same_bits(actual, expected)
+    else:  # the last layer is f32; what it reads is exact
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(e).max())))
+
+
+@fast
+@given(net=nets(), config=CONFIGS, form=FORMS)
+def test_random_networks(net: Net, config: QuantConfig, form: Form) -> None:
+    note(f"{net}\n{config}\n{form}")
+    _check(net, config, form)
+
+
+@settings(fast, max_examples=3)
+@given(net=nets(exact=True), config=CONFIGS, form=FORMS)
+def test_random_networks_with_f32_ends(net: Net, config: QuantConfig, form: Form) -> None:
+    note(f"{net}\n{config}\n{form}")
+    _check(net, replace(config, precision="mixed"), form)
+
+
+@pytest.mark.slow
+@many
+@given(net=nets(), config=CONFIGS, form=FORMS)
+def test_many_random_networks(net: Net, config: QuantConfig, form: Form) -> None:
+    note(f"{net}\n{config}\n{form}")
+    _check(net, config, form)
+
+
+@pytest.mark.slow
+@settings(many, max_examples=100)
+@given(net=nets(exact=True), config=CONFIGS, form=FORMS)
+def test_many_random_networks_with_f32_ends(net: Net, config: QuantConfig, form: Form) -> None:
+    note(f"{net}\n{config}\n{form}")
+    _check(net, replace(config, precision="mixed"), form)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kind_of_operation_in_every_layout(layout: str) -> None:
+    _check(EVERYTHING, QuantConfig(), Form(layout, outlined=layout == "nhwc"))
+
+
+@pytest.mark.parametrize("weights", ["spread", "dead", "zero"])
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric_power2"])
+def test_extreme_weights(weights: str, scheme: str) -> None:
+    steps = (Layer(8), Residual(), Layer(1, grouping="depthwise"), Layer(8, (1, 1), padding=(0, 0), activation="none"))
+    _check(Net((1, 3, 8, 8), steps, weights=weights), QuantConfig(scheme=scheme), Form(outlined=scheme == "asymmetric"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_kind_of_operation_with_every_scheme(layout: str, scheme: str) -> None:
+    for outlined in (False, True):
+        _check(EVERYTHING, QuantConfig(scheme=scheme, granularity="tensor"), Form(layout, outlined))
+
+
+def test_one_program_serves_two_sets_of_numbers_and_one_number_more_is_seen() -> None:
+    """Numbers are data: the comparison fails when one of them is off by one, so it can fail."""
+    net = Net((1, 3, 8, 8), (Layer(6), Residual(), Layer(1, grouping="depthwise")))
+    model = import_module(net.module(), torch.zeros(net.shape), "net")
+    calibration, x = np.split(net.images(2), 2)
+    plan = plan_from_images(model, calibration, QuantConfig())
+    lowered = lower(model, plan, Form(outlined=True))
+    other = lower(model, plan_from_images(model, 2 * calibration, QuantConfig(clip="kl")), Form(outlined=True))
+    assert lowered.module == other.module
+    assert lowered.parameters is not None
+    expected = reference(model, plan, x)
+    assert_same_bits(call(compiled(lowered), x), expected)
+    changed = {name: array.copy() for name, array in lowered.parameters.items()}
+    name = next(
+        n for n, array in changed.items() if n.startswith("steps.0") and array.dtype == np.int8 and array.size > 9
+    )
+    changed[name].reshape(-1)[0] += 1 if changed[name].reshape(-1)[0] < 127 else -1
+    with pytest.raises(AssertionError):
+        assert_same_bits(call(compiled(replace(lowered, parameters=changed)), x), expected)
