@@ -289,7 +289,7 @@ class Selection:
     def _view(self, op: ir.Operation) -> None:
         """[1, 1, 1, c] and [1, c] are the same buffer."""
         source, result = op.operands[0], op.results[0]
-        if source not in self.calls.buffers or not _is_image(result):
+        if source not in self.calls.buffers or not _is_image(result) or self.calls.layout(result)[0].has_border:
             return
         h, w, c = image_shape(result)
         layout = self.calls.buffers[source].layout
