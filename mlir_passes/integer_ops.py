@@ -179,9 +179,8 @@ class Emitter:
     ) -> ir.Value:
         operands = [total, parameter(f"{self.name}.bias", bias)]
         if allow_shift:
-            shifts = np.clip(1 - np.frexp(ratio)[1], -9, 30).astype(np.int32)
             scalars = [self._scalar("zero_point", np.int32(y.zero_point_array)), *self._bounds(bounds, np.int32)]
-            operands += [parameter(f"{self.name}.shift", shifts), *scalars]
+            operands += [parameter(f"{self.name}.shift", _shifts(ratio)), *scalars]
             return elementwise(operands, self._type(np.int8), _shift_body, layer=self.node.layer)
         scalars = [self._scalar("zero_point", np.float32(y.zero_point_array)), *self._bounds(bounds, np.float32)]
         operands += [parameter(f"{self.name}.multiplier", _to_f32(ratio)), *scalars]
@@ -261,6 +260,11 @@ def _shift_body(acc, bias, shift, zero_point, lo, hi):
 
 def _power2(*specs: QuantSpec) -> bool:
     return all(np.all(np.frexp(spec.scale_array)[0] == 0.5) for spec in specs)
+
+
+def _shifts(ratio: np.ndarray) -> np.ndarray:
+    """The right shifts that multiply by powers of two; beyond [-9, 30] they make no difference."""
+    return np.clip(1 - np.frexp(ratio)[1], -9, 30).astype(np.int32)
 
 
 def _to_f32(values: np.ndarray) -> np.ndarray:
