@@ -22,7 +22,10 @@ run_on_cpu = importlib.import_module("run_on_cpu")
 
 _LINES = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
 _FLAGS = {flag.replace("_", "") for line in _LINES if line.startswith("flags") for flag in line.split()}
-pytestmark = pytest.mark.skipif("avx512vnni" not in _FLAGS, reason="this CPU has no AVX512-VNNI")
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(not set(isa.features) <= _FLAGS, reason=f"this CPU has no {name}"))
+    for name, isa in VARIANTS.items()
+]
 
 BODIES = {
     "multiplier": """
@@ -261,14 +264,14 @@ FEW = settings(max_examples=5, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 1 << 30)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @given(case=cases("conv"))
 @FEW
 def test_dense_convolution_equals_numpy(variant: str, case: Case) -> None:
     check(case, variant)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @given(case=cases("depthwise"))
 @FEW
 def test_depthwise_convolution_equals_numpy(variant: str, case: Case) -> None:
@@ -289,7 +292,7 @@ def test_the_program_depends_on_no_number(kind: str, form: str) -> None:
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @pytest.mark.parametrize("form", BODIES)
 @given(seed=SEEDS, c=st.sampled_from([3, 16, 24, 58]), size=st.tuples(st.integers(1, 9), st.integers(1, 17)))
 @settings(FEW, max_examples=2)
@@ -297,7 +300,7 @@ def test_residual_and_shift_equal_numpy(variant: str, form: str, seed: int, c: i
     check(Case("conv", *size, c, c, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), seed), variant, form, residual=True)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @given(seed=SEEDS, c=st.sampled_from([2, 16, 58, 100]), size=st.tuples(st.integers(3, 17), st.integers(3, 17)))
 @settings(FEW, max_examples=2)
 def test_max_pool_equals_numpy(variant: str, seed: int, c: int, size: tuple[int, int]) -> None:
@@ -320,7 +323,7 @@ return %r : {y}
     np.testing.assert_array_equal(run(text, variant, x), windows(case, x, -128).max(axis=(3, 4))[None])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @pytest.mark.parametrize("first", [True, False])
 @given(seed=SEEDS, c=st.sampled_from([16, 58, 72]), size=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 @settings(FEW, max_examples=2)
@@ -347,7 +350,7 @@ return %y : tensor<{half}>
     np.testing.assert_array_equal(run(text, variant, x, z), shuffled[..., :c] if first else shuffled[..., c:])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", RUNNABLE)
 @given(seed=SEEDS, c=st.sampled_from([3, 16, 58]), co=st.sampled_from([16, 24, 58]), size=st.integers(3, 17))
 @settings(FEW, max_examples=2)
 def test_float_layer_with_clamps_and_residual(variant: str, seed: int, c: int, co: int, size: int) -> None:
