@@ -111,6 +111,11 @@ class Builder:
     def _collect(self) -> Statistics:
         if self.calib is None:
             raise UsageError("quantization needs calibration images; name them with --calib (calib=… in Python)")
+        if not self.model.network.layers:
+            raise UsageError(
+                f"model '{self.model.name}' has no convolution or matrix product with constant weights to quantize; "
+                "build it with precision=f32 or f16"
+            )
         images = self.calib.first(self._sizes[-1])
         tensors = observed(self.model.network)
         limits = (calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES, calibration.POWER_IMAGES)

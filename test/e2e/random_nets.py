@@ -111,10 +111,12 @@ def nets(draw: st.DrawFn, *, exact: bool = False) -> Net:
         st.lists(st.one_of(_layers(), _layers(), _RESIDUALS, _CONCATS, _POOLS, _SHUFFLES), min_size=1, max_size=5)
     )
     first = [draw(_layers())] if exact or draw(st.booleans()) else []
+    has_layer = any(isinstance(step, Layer | Residual | Concat) for step in (*first, *steps))
+    heads = HEADS if has_layer else [head for head in HEADS if head not in ("mean", "pooled")]
     return Net(
         (draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(size), draw(size)),
         (*first, *steps),
-        draw(st.sampled_from(HEADS)),
+        draw(st.sampled_from(heads)),
         "normal" if exact else draw(st.sampled_from(WEIGHTS)),
         draw(st.integers(0, 1000)),
         draw(st.sampled_from((0.0, 0.5, 3.0))),
