@@ -1,0 +1,138 @@
+"""Scores of configurations: accuracy, latency and size of what was compiled, measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quantune.builder import Builder
+from quantune.compiler.cache import ArtifactCache
+from quantune.compiler.targets import Target
+from quantune.config import QuantConfig
+from quantune.data.base import ImageSource
+from quantune.data.splits import Split
+from quantune.errors import RunFailed, UsageError
+from quantune.evaluator import Evaluator
+from quantune.frontend.importer import import_module
+from quantune.model import ImportedModel
+from quantune.numerics.simulate import simulate
+from quantune.search.evaluate import unpack_correct
+
+HOST = Target("cpu")
+F32, INT8 = QuantConfig(precision="f32"), QuantConfig(calib=3)
+
+
+class Noise(ImageSource):
+    """Random images; the label is whether their sum is positive, counted from ``first``."""
+
+    name = "noise"
+
+    def __init__(self, count: int, seed: int, shape: tuple[int, int, int] = (3, 4, 4), first: int = 0) -> None:
+        self.shape, self.first, self.classes = shape, first, first + 2
+        self.images = np.random.default_rng(seed).normal(0, 1, (count, *shape)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], int]:
+        return self.images[index], self.first + int(self.images[index].sum() > 0)
+
+
+def _split(count: int, seed: int, **options: object) -> Split:
+    return Split(Noise(count, seed, **options), tuple(range(count)))  # type: ignore[arg-type]
+
+
+def _model(*tail: nn.Module, name: str = "net") -> ImportedModel:
+    """Sums each image; the second output is the sum."""
+    conv = nn.Conv2d(3, 2, 4)
+    with torch.no_grad():
+        conv.weight[:] = torch.tensor([-0.5, 0.5]).reshape(2, 1, 1, 1)
+        conv.bias[:] = 0.1
+    return import_module(nn.Sequential(conv, *tail), torch.zeros(1, 3, 4, 4), name)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> ArtifactCache:
+    return ArtifactCache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def evaluator(cache: ArtifactCache) -> Iterator[Evaluator]:
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
+    with Evaluator(builder, _split(20, 2)) as made:
+        yield made
+
+
+def _expected(evaluator: Evaluator, config: QuantConfig) -> NDArray[np.bool_]:
+    plan, network = evaluator.builder.plan(config), evaluator.builder.model.network
+    activations, weights = ({}, {}) if plan is None else (plan.activations, plan.weights)
+    images, labels = zip(*map(evaluator.split.source.__getitem__, range(20)), strict=True)
+    logits = [simulate(network, activations, weights, image[None])[network.outputs[0]] for image in images]
+    return np.concatenate(logits).argmax(axis=1) == np.array(labels)
+
+
+@pytest.mark.parametrize("config", [F32, INT8], ids=["f32", "int8"])
+def test_scores(evaluator: Evaluator, config: QuantConfig) -> None:
+    score = evaluator(config)
+    expected = _expected(evaluator, config)
+    assert score.accuracy == expected.mean()
+    assert score.images == 20
+    assert score.latency_ms > 0
+    assert score.size_bytes == evaluator.builder.build(config).size_bytes
+    np.testing.assert_array_equal(unpack_correct(score.details["correct"], 20), expected)
+
+
+def test_configurations_that_compute_the_same_are_measured_once(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluator(INT8)
+    monkeypatch.setattr(evaluator._worker, "evaluate", None)
+    assert evaluator(INT8) is first
+    # Symmetric weights, and no image beyond the range: another name for the same numbers.
+    assert evaluator.builder.build(INT8).key == evaluator.builder.build(QuantConfig(calib=3)).key
+
+
+def test_one_latency_serves_a_program(evaluator: Evaluator) -> None:
+    other = QuantConfig(calib=3, scheme="symmetric")
+    assert evaluator(other).latency_ms == evaluator(INT8).latency_ms
+    assert evaluator(other).details["program"] == evaluator(INT8).details["program"]
+
+
+def test_artifacts_are_verified_by_another_process(evaluator: Evaluator, tmp_path: Path) -> None:
+    path = evaluator.builder.artifact(INT8).save(tmp_path / "a.vmfb")
+    assert evaluator.verify(path) == evaluator(INT8).accuracy
+
+
+def test_wrong_images_and_labels(cache: ArtifactCache) -> None:
+    builder = Builder(_model(nn.Flatten()), HOST, cache=cache)
+    with pytest.raises(UsageError, match=r"noise has images of shape \(3, 5, 5\), model 'net' takes \(3, 4, 4\)"):
+        Evaluator(builder, _split(3, 2, shape=(3, 5, 5)))
+    with (
+        Evaluator(builder, _split(3, 2, first=7)) as evaluator,
+        pytest.raises(UsageError, match=r"the evaluation labels reach [78], but the model has 2 outputs"),
+    ):
+        evaluator(F32)
+
+
+class Reciprocal(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1 / (x.flatten(1) * 0)
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        (nn.Identity(), r"results of shape \(2, 1, 1\) per image; expected one number per class"),
+        (Reciprocal(), "the artifact's output is not finite"),
+    ],
+)
+def test_results_that_are_no_logits(cache: ArtifactCache, tail: nn.Module, reason: str) -> None:
+    builder = Builder(_model(tail), HOST, cache=cache)
+    with Evaluator(builder, _split(3, 2)) as evaluator, pytest.raises(RunFailed, match=reason):
+        evaluator(F32)
