@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from mlir_passes.outline_parameters import collect_parameters
 from quantune.compiler import pipelines
-from quantune.compiler.iree import compile_module
+from quantune.compiler.inspect import LayerExecution, layer_executions
+from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
@@ -70,8 +72,34 @@ def lower(model: ImportedModel, plan: QuantizationPlan | None, form: Form, preci
 def compiled(lowered: Lowered) -> Program:
     """The program, compiled for and loaded on this machine."""
     with tempfile.TemporaryDirectory() as folder:
-        module = compile_module(lowered.module, HOST, output_dir=Path(folder), failure_dir=Path(folder))
-        return Program(module.path.read_bytes(), parameters=lowered.parameters)
+        return load(compile_to(lowered, Path(folder)), lowered)
+
+
+def compile_to(lowered: Lowered, folder: Path) -> CompiledModule:
+    """Compile for this machine."""
+    return compile_module(lowered.module, HOST, output_dir=folder, failure_dir=folder)
+
+
+def load(module: CompiledModule, lowered: Lowered) -> Program:
+    """A compiled program with its numbers."""
+    return Program(module.path.read_bytes(), parameters=lowered.parameters)
+
+
+def executions(model: ImportedModel, module: CompiledModule) -> tuple[LayerExecution, ...]:
+    """What the model's layers run in, by the compiler's own dispatches."""
+    return layer_executions(module.dispatches, layers={node.layer for node in model.network.layers})
+
+
+def integer_share(rows: Iterable[LayerExecution]) -> float:
+    """The part of the multiplications that are integer ones."""
+    macs = [(row.macs, row.is_integer) for row in rows]
+    return sum(count for count, integer in macs if integer) / sum(count for count, _ in macs)
+
+
+def sqnr_db(exact: NDArray, approximate: NDArray) -> float:
+    """Signal to quantization noise ratio, in dB."""
+    noise = np.square(exact.astype(np.float64) - approximate).sum()
+    return float(10 * np.log10(np.square(exact.astype(np.float64)).sum() / noise)) if noise else float("inf")
 
 
 def call(program: Program, images: NDArray[np.float32]) -> list[NDArray]:
