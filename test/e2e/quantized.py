@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlir_passes.network import LAYERS, Node
 from mlir_passes.outline_parameters import collect_parameters
 from quantune.compiler import pipelines
 from quantune.compiler.inspect import LayerExecution, layer_executions
@@ -52,6 +53,22 @@ def reference(model: ImportedModel, plan: QuantizationPlan, images: NDArray[np.f
     """What numpy says the quantized program returns."""
     tensors = simulate(model.network, plan.activations, plan.weights, images)
     return [tensors[name] for name in model.network.outputs]
+
+
+def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:
+    """Whether nothing is summed in f32, whose result would depend on the order and on contractions."""
+
+    def in_integers(node: Node) -> bool:
+        reads = all(name in plan.activations for name in node.inputs)
+        if node.kind in LAYERS:
+            return reads and node.name in plan.weights
+        return reads and (node.kind != "add" or _result(node) in plan.activations)
+
+    def _result(node: Node) -> str:
+        clamp = model.network.fused_clamp(node)
+        return node.name if clamp is None else clamp.name
+
+    return all(in_integers(node) for node in model.network.nodes if node.kind in (*LAYERS, "add", "avgpool"))
 
 
 def lower(model: ImportedModel, plan: QuantizationPlan | None, form: Form, precision: str = "int8") -> Lowered:
