@@ -72,8 +72,8 @@ def _surround(conv: ir.Operation) -> None:
 def _fit(op: ir.Operation) -> None:
     """Let a convolution or pool read no more than its windows reach."""
     source = op.operands[0]
-    grouped = op.name == match.GROUPED_CONV
-    image = defining_op(source).operands[0] if grouped else source
+    split = defining_op(source) if op.name == match.GROUPED_CONV else None
+    image = source if split is None else split.operands[0]
     made_by = defining_op(image)
     found = match.match_pad(made_by) if made_by is not None else None
     pad = found if found is not None and len(found.low) == 4 else match.Pad(image, (0,) * 4, (0,) * 4, 0.0)
@@ -88,7 +88,7 @@ def _fit(op: ir.Operation) -> None:
             sizes[dim] = min(sizes[dim], reach - pad.low[dim])
     fitted = _padded(_cropped(pad.source, sizes), pad, high, made_by)
     if fitted != image:
-        op.operands[0] = split_groups(fitted, match.shape_of(source)[1]) if grouped else fitted
+        op.operands[0] = fitted if split is None else split_groups(fitted, match.shape_of(source)[1])
         erase_if_unused(source)
 
 

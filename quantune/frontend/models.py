@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantune.errors import ImportFailed, UsageError
+from quantune.errors import UsageError
 from quantune.factory import call_factory
 from quantune.frontend import importer
 from quantune.frontend.torchvision_compat import torchvision
@@ -37,16 +39,19 @@ class ModelRequest:
 
 
 def load_model(request: ModelRequest) -> ImportedModel:
-    """Resolve and import a model. Raises UsageError for a wrong reference, ImportFailed for one that does not lower."""
+    """Resolve and import a model.
+
+    Raises UsageError for a wrong reference or a file that cannot be read, ImportFailed for a model that does not lower.
+    """
     for what, value in (("batch", request.batch), ("classes", request.classes), ("shape", min(request.shape or (1,)))):
         if value is not None and value < 1:
             raise UsageError(f"{what} {value}: expected 1 or more")
     reference = request.reference
     if reference.endswith((".mlir", ".mlirbc")):
-        _refuse(request, "weights", "shape", "classes")
+        _refuse(request, "weights", "shape", "classes", "batch")
         return read_model(_existing(reference, "model").read_bytes(), Path(reference).stem)
     if reference.endswith(".pt2"):
-        _refuse(request, "weights", "shape", "classes")
+        _refuse(request, "weights", "shape", "classes", "batch")
         return importer.import_program(_load_program(_existing(reference, "model")), Path(reference).stem)
     kind, _, name = reference.partition(":")
     if kind == "torchvision" and name:
@@ -103,7 +108,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    pairs = list(state.items()) if isinstance(state, Mapping) else [(None, None)]
+    pairs: list[tuple[Any, Any]] = list(state.items()) if isinstance(state, Mapping) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise UsageError(f"weights '{path}': expected a mapping from names to tensors")
     state = {name.removeprefix("module."): value for name, value in pairs}
@@ -186,10 +191,17 @@ def _call_factory(reference: str) -> nn.Module:
 
 
 def _load_program(path: Path) -> torch.export.ExportedProgram:
+    torch_log = logging.getLogger("torch.export")  # prints the traceback of what is then raised all the same
+    level = torch_log.level
+    torch_log.setLevel(logging.CRITICAL)
     try:
-        return torch.export.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
     except Exception as error:
-        raise ImportFailed(f"model '{path}': not a program saved by torch.export.save: {_line(error)}") from error
+        raise UsageError(f"model '{path}': not a program saved by torch.export.save: {_line(error)}") from error
+    finally:
+        torch_log.setLevel(level)
 
 
 def _existing(name: str, what: str) -> Path:
@@ -201,8 +213,9 @@ def _existing(name: str, what: str) -> Path:
 
 def _refuse(request: ModelRequest, *options: str) -> None:
     for option in options:
-        if getattr(request, option) is not None:
-            raise UsageError(f"--{option} does not apply to model '{request.reference}', which fixes it")
+        if getattr(request, option) != getattr(ModelRequest, option):
+            name = "image-shape" if option == "shape" else option
+            raise UsageError(f"--{name} does not apply to model '{request.reference}', which fixes it")
 
 
 def _line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ class Context(_Scope):
     current: Context | None
     def __init__(self) -> None: ...
     def enable_multithreading(self, enable: bool) -> None: ...
+    def attach_diagnostic_handler(self, callback: Callable[[Diagnostic], bool]) -> DiagnosticHandler: ...
 
 class Location(_Scope):
     current: Location
@@ -45,6 +46,17 @@ class InsertionPoint(_Scope):
     def at_block_begin(block: Block) -> InsertionPoint: ...
     @staticmethod
     def at_block_terminator(block: Block) -> InsertionPoint: ...
+
+class DiagnosticSeverity:
+    ERROR: DiagnosticSeverity
+
+class Diagnostic:
+    severity: DiagnosticSeverity
+    message: str
+    location: Location
+
+class DiagnosticHandler:
+    def detach(self) -> None: ...
 
 class DiagnosticInfo:
     message: str
