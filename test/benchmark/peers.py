@@ -52,6 +52,7 @@ ENGINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 SETTLE_S = 0.03  # for the threads of the process measured before to stop spinning
 RESAMPLES = 2000
+SHOW_INTERVAL = 5  # rounds
 
 
 @dataclass(frozen=True)
@@ -398,6 +399,7 @@ class Stable:
 
     def _qdq(self) -> Path:
         from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
         path = self.folder / "model.qdq.onnx"
         if path.exists():
@@ -409,8 +411,11 @@ class Stable:
                 return next(images, None)
 
         logging.getLogger().setLevel(logging.ERROR)
+        # The exporter shares equal biases through Identity nodes; a convolution with such a bias would stay f32.
+        cleaned = self.folder / "model.cleaned.onnx"
+        quant_pre_process(str(self._onnx()), str(cleaned), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(self._onnx()), str(path), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            str(cleaned), str(path), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
         )  # fmt: skip
         return path
@@ -582,7 +587,11 @@ def show(report: dict[str, Any], rows: list[Row]) -> None:
 
 def _speed_cell(row: Row) -> str:
     time_ = f"{row.ms:.2f} ±{row.spread_ms / 2:.2f}"
-    return time_ if row.ratio is None else "{}\n{:.2f} ({:.2f}-{:.2f})".format(time_, *row.ratio)
+    if row.ratio is None:
+        return time_
+    # Few rounds give an interval that is too narrow to be shown.
+    interval = " ({:.2f}-{:.2f})".format(*row.ratio[1:]) if len(row.rounds_ms) >= SHOW_INTERVAL else ""
+    return f"{time_}\n{row.ratio[0]:.2f}{interval}"
 
 
 def _memory_cell(row: Row) -> str:
