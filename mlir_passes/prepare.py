@@ -6,10 +6,12 @@ before -> after:
     y = conv_2d_ngchw_gfchw(x, w)      ->  y = split(join(conv_2d_ngchw_gfchw(split(join(x)), w)))
     window(pad(x))                     ->  window(pad'(x))       padded no further than the windows reach
     window(x) of one row or column     ->  window(slice(x))      what the windows reach of x
+    truncf(constant f64)               ->  constant f32          rounded to nearest
 
 join views [n, g, c, h, w] as [n, g * c, h, w] and split is its inverse: each only where it is not there yet, because a
-view next to it has swallowed it. The last two: rounding up pads more than it uses, and IREE 3.13 rejects a window
-operation with a result of extent 1 that does not reach the end of its input.
+view next to it has swallowed it. The windows: rounding up pads more than it uses, and IREE 3.13 rejects a window
+operation with a result of extent 1 that does not reach the end of its input. The last one: torch's bounds of clamps
+are f64, and IREE, which has no f64 on all targets, cuts off what f32 cannot hold.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from mlir_passes.build import (
     set_layer,
     split_groups,
     tensor_type,
+    walk,
 )
 from mlir_passes.read_network import WINDOWS, main_function
 
@@ -39,6 +42,9 @@ def prepare(module: ir.Operation) -> None:
     Raises NetworkError when there is not exactly one function.
     """
     function = main_function(module)
+    for op in list(walk(function)):
+        if op.name == "arith.truncf":
+            _round(op)
     operations = [op.operation for op in function.regions[0].blocks[0].operations]
     for op in operations:
         unnamed = LAYER not in op.attributes and op.name.split(".")[0] in ("linalg", "tensor")
@@ -55,6 +61,16 @@ def prepare(module: ir.Operation) -> None:
 def _is_static_f32(op: ir.Operation) -> bool:
     kinds = [ir.RankedTensorType(value.type) for value in (*op.operands, *op.results)]
     return all(kind.has_static_shape and isinstance(kind.element_type, ir.F32Type) for kind in kinds)
+
+
+def _round(truncation: ir.Operation) -> None:
+    result, source = truncation.results[0], defining_op(truncation.operands[0])
+    number = match.scalar(result)
+    if number is None or source is None:
+        return
+    with ir.InsertionPoint.after(source), truncation.location:
+        result.replace_all_uses_with(arith.ConstantOp(result.type, ir.FloatAttr.get(result.type, number)).result)
+    truncation.erase()
 
 
 def _surround(conv: ir.Operation) -> None:

@@ -107,6 +107,39 @@ def test_extreme_weights(weights: str, scheme: str) -> None:
     assert _check(net, QuantConfig(scheme=scheme), Form(outlined=scheme == "asymmetric"))
 
 
+@pytest.mark.parametrize("channels", [5, 20, 32])
+def test_depthwise_layer_that_nobody_quantizes(channels: int) -> None:
+    """Its sums end in f32: where the network ends, or where only f32 operations read them."""
+
+    class Ending(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).clamp(-0.4, 1.1)
+
+    images = np.random.default_rng(0).normal(0, 2, (2, channels, 6, 7)).astype(np.float32)
+    model = import_module(Ending().eval(), torch.zeros(1, channels, 6, 7), "net")
+    plan = plan_from_images(model, images[:1], QuantConfig())
+    assert_same_bits(call(compiled(lower(model, plan, Form())), images[1:]), reference(model, plan, images[1:]))
+
+
+def test_f32_clamp_has_every_digit_of_its_bound() -> None:
+    class Clamped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 16, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).clamp(-0.123456789, 0.123456789)
+
+    model = import_module(Clamped().eval(), torch.zeros(1, 3, 6, 6), "net")
+    x = np.random.default_rng(0).normal(0, 9, (1, 3, 6, 6)).astype(np.float32)
+    (y,) = call(compiled(lower(model, None, Form(), "f32")), x)
+    assert (y.min(), y.max()) == (-np.float32(0.123456789), np.float32(0.123456789))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from torch_mlir import ir
 
@@ -162,3 +163,26 @@ def test_grouped_convolutions_are_fitted_before_their_groups_are_split() -> None
           }""")
         nodes = read_network(module.operation).network.nodes
         assert [(node.kind, node.shape) for node in nodes[1:]] == [("slice", (1, 6, 2, 4)), ("conv", (1, 4, 1, 2))]
+
+
+def test_f64_bounds_become_the_nearest_f32() -> None:
+    """IREE cuts f64 off instead: 1.1 would become 1.0999999."""
+    with ir.Context():
+        module = ir.Module.parse("""
+          func.func @f(%x: tensor<2xf32>) -> tensor<2xf32> {
+            %bound = arith.constant 1.1 : f64
+            %e = tensor.empty() : tensor<2xf32>
+            %y = linalg.generic {indexing_maps = [affine_map<(d) -> (d)>, affine_map<(d) -> (d)>],
+                iterator_types = ["parallel"]} ins(%x : tensor<2xf32>) outs(%e : tensor<2xf32>) {
+            ^bb0(%v: f32, %old: f32):
+              %b = arith.truncf %bound : f64 to f32
+              %inside = arith.cmpf ult, %v, %b : f32
+              %kept = arith.select %inside, %v, %b : f32
+              linalg.yield %kept : f32
+            } -> tensor<2xf32>
+            return %y : tensor<2xf32>
+          }""")
+        prepare(module.operation)
+        assert "arith.truncf" not in str(module)
+        (clamp,) = read_network(module.operation).network.nodes[1:]
+    assert (clamp.kind, clamp.hi) == ("clamp", float(np.float32(1.1)))

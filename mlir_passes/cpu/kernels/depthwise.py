@@ -15,7 +15,7 @@ import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Window, channel_tiles, in_first_workgroup, split_work, work_range
-from mlir_passes.cpu.kernels.epilogue import Epilogue, Form
+from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 
@@ -99,7 +99,8 @@ class _Emitter:
         blocks, self.width = len(conv.starts), conv.width
         channels = blocks * self.width
         bindings = [
-            ("i8", conv.x.size), ("i8", blocks * conv.block_bytes), *conv.form.bindings(channels), ("i8", conv.y.size),
+            ("i8", conv.x.size), ("i8", blocks * conv.block_bytes), *conv.form.bindings(channels),
+            (conv.form.result_element, conv.y.size),
         ]  # fmt: skip
         self.out = len(bindings) - 1
         self.row_tiles = -(-conv.y.h // conv.rows)
@@ -181,7 +182,19 @@ class _Emitter:
 
     def _store(self, values: list[str], at: str) -> None:
         k, width = self.k, self.width
+        if self.conv.form.kind == REAL:
+            self._store_real(values, at)
+            return
         to_words, to_bytes = self.conv.isa.packs(width)
         words = f"vector<{width // 2}xi16>"
         pairs = [k.intrinsic(to_words, values[i : i + 2], [self.sums] * 2, words) for i in (0, 2)]
         k.store(k.intrinsic(to_bytes, pairs, [words] * 2, self.bytes), self.out, at, self.bytes)
+
+    def _store_real(self, values: list[str], at: str) -> None:
+        """Store f32 results, four neighbouring channels at a time: what one accumulator has in a 128-bit lane."""
+        k, lanes = self.k, self.width // 4
+        for j, value in enumerate(values):
+            for first in range(0, lanes, 4):
+                vector = f"vector<{lanes}xf32>"
+                four = k.op(f"vector.shuffle {value}, {value} {list(range(first, first + 4))} : {vector}, {vector}")
+                k.store(four, self.out, k.add(at, first * 4 + j * 4), "vector<4xf32>")

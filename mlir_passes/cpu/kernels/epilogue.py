@@ -121,8 +121,8 @@ class FloatEpilogue:
     def _clamped(self, value: str, bounds: tuple[float, float]) -> str:
         vector = f"vector<{self.lanes}xf32>"
         for name, bound in zip(("ugt", "ult"), bounds, strict=True):
-            if math.isfinite(bound):
-                limit = self.kernel.constant(f"dense<{bound:e}>", vector)
+            if math.isfinite(bound):  # nine digits behind the first tell all f32 numbers apart
+                limit = self.kernel.constant(f"dense<{bound:.9e}>", vector)
                 inside = self.kernel.op(f"arith.cmpf {name}, {value}, {limit} : {vector}")
                 value = self.kernel.op(f"arith.select {inside}, {value}, {limit} : vector<{self.lanes}xi1>, {vector}")
         return value
