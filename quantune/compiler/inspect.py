@@ -30,7 +30,7 @@ _EXECUTABLE_TARGET = re.compile(
 _MACS = "quantune.macs"
 _DOT_PRODUCTS = (
     (re.compile(r"vpdpb|pmaddub|[su]dot|[su]{1,2}mmla"), "i8"),
-    (re.compile(r"vpdpw|pmaddw"), "i16"),
+    (re.compile(r"vpdpw|pmadd\.?w"), "i16"),
 )
 _CASTS = frozenset({"arith.extsi", "arith.extui", "arith.sitofp", "arith.uitofp", "arith.extf", "arith.truncf"})
 _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.andi", "arith.shli", "arith.shrsi"})

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, note, settings
 from hypothesis import strategies as st
-from quantized import LAYOUTS, Form, assert_same_bits, call, compiled, is_exact, lower, plan_from_images, reference
+from quantized import (
+    LAYOUTS,
+    Form,
+    assert_same_bits,
+    call,
+    compiled,
+    executions,
+    is_exact,
+    lower,
+    plan_from_images,
+    reference,
+)
 from random_nets import Concat, Layer, Net, Pool, Residual, Shuffle, nets
 
+from quantune.compiler import pipelines
+from quantune.compiler.iree import compile_module
+from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
 
@@ -138,6 +153,19 @@ def test_f32_clamp_has_every_digit_of_its_bound() -> None:
     x = np.random.default_rng(0).normal(0, 9, (1, 3, 6, 6)).astype(np.float32)
     (y,) = call(compiled(lower(model, None, Form(), "f32")), x)
     assert (y.min(), y.max()) == (-np.float32(0.123456789), np.float32(0.123456789))
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "alderlake", "haswell"])
+def test_every_processors_kernels_are_seen_to_multiply_integers(cpu: str, tmp_path: Path) -> None:
+    net, target = Net((1, 3, 8, 8), (Layer(6), Layer(2, grouping="depthwise"))), Target("cpu", cpu=cpu)
+    assert target.kernels() is not None
+    model = import_module(net.module(), torch.zeros(net.shape), "net")
+    plan = plan_from_images(model, net.images(1), QuantConfig())
+    lowered = pipelines.lower(model.bytecode, plan, target, "int8")
+    rows = executions(model, compile_module(lowered.module, target, output_dir=tmp_path, failure_dir=tmp_path))
+    assert [(row.layer, row.op, row.is_integer) for row in rows] == [
+        (node.layer, "kernel", True) for node in model.network.layers
+    ]
 
 
 @pytest.mark.slow
