@@ -37,14 +37,20 @@ class ImportedModel:
 
 
 def read_model(source: bytes, name: str) -> ImportedModel:
-    """Read a linalg module from MLIR text or bytecode. Raises ImportFailed for anything else."""
+    """Read a linalg module from MLIR text or bytecode.
+
+    Raises UsageError, with line and column, for what is not MLIR, and ImportFailed for a module that is no network.
+    """
     from torch_mlir import ir
+
+    from mlir_passes.registry import first_diagnostic
 
     try:
         module = ir.Module.parse(source, context=ir.Context())
-    except (ir.MLIRError, ValueError, UnicodeDecodeError) as error:
-        line = (str(error).strip() or "unreadable").splitlines()[0][:300]
-        raise ImportFailed(f"'{name}' is not a module of the linalg dialects: {line}") from error
+    except (ir.MLIRError, ValueError) as error:
+        said = first_diagnostic(error) if isinstance(error, ir.MLIRError) else " ".join(str(error).split())
+        reason = said.removeprefix("-:")[:300] or "unreadable"
+        raise UsageError(f"model '{name}' is not a module of the linalg dialects: {reason}") from error
     return from_module(module, name)
 
 

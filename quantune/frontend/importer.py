@@ -7,8 +7,12 @@ survive the lowering to linalg, and from which the attribute ``quantune.layer`` 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,8 +59,7 @@ def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> I
     """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` stays as it is."""
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             program = torch.export.export(model.eval(), (example,), strict=False)
     except Exception as error:
         raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
@@ -64,6 +67,19 @@ def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> I
         for module, mode in training.items():
             module.training = mode
     return import_program(_with_own_state(program), name)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from printing graphs, warnings and tracebacks inside the block; what fails there raises anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def module_path(node: torch.fx.Node) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -104,7 +102,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format fails in its own way, and all of them mean the same to the user
         raise UsageError(
-            f"weights '{path}': not a readable {path.suffix or 'torch'} file of tensors: {_line(error)}"
+            f"weights '{path}': not a readable {path.suffix or 'torch'} file of tensors: "
+            f"{type(error).__name__}: {_line(error)}"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -191,17 +190,11 @@ def _call_factory(reference: str) -> nn.Module:
 
 
 def _load_program(path: Path) -> torch.export.ExportedProgram:
-    torch_log = logging.getLogger("torch.export")  # prints the traceback of what is then raised all the same
-    level = torch_log.level
-    torch_log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with importer.quiet():
             return torch.export.load(path)
     except Exception as error:
         raise UsageError(f"model '{path}': not a program saved by torch.export.save: {_line(error)}") from error
-    finally:
-        torch_log.setLevel(level)
 
 
 def _existing(name: str, what: str) -> Path:

@@ -115,10 +115,11 @@ class DataDependent(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-def test_a_model_that_cannot_be_exported_is_one_line() -> None:
+def test_a_model_that_cannot_be_exported_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ImportFailed, match=r"model 'net' cannot be exported by torch\.export: ") as caught:
         import_module(DataDependent(), X, "net")
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_wrong_shape_is_one_line() -> None:
