@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
 from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
-from quantune.data.sources import open_source
+from quantune.data.sources import Items, open_source
 from quantune.data.splits import Split, open_splits
 from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
@@ -24,16 +24,17 @@ from quantune.proxies import Proxies
 from quantune.reporting import describe, write_reports
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
-from quantune.search.progress import TuningEvent
+from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
 from quantune.versions import versions
 
 if TYPE_CHECKING:
     import torch
 
-    ModelLike = str | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
-    DataLike = str | ImageSource | Split
+    ModelLike = str | Path | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
+    DataLike = str | ImageSource | Split | Sized
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,16 @@ class ModelOptions:
     shape: tuple[int, int, int] | None = None
     batch: int = 1
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", Path(self.weights))
+        for name, value in (("batch", self.batch), ("classes", self.classes)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} {value!r}: expected a whole number, 1 or more")
+        sides = () if self.shape is None else tuple(self.shape)
+        if self.shape is not None and not (len(sides) == 3 and all(isinstance(n, int) and n > 0 for n in sides)):
+            raise UsageError(f"image shape {self.shape}: expected (channels, height, width) such as (3, 224, 224)")
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,12 @@ def compile(
     measured. The same call continues an interrupted search. Raises QuantuneError with one line for the user.
     """
     progress = progress or Progress()
+    model = str(model) if isinstance(model, Path) else model
     goal = Objective(objective, max_drop)
+    Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
+    check_strategy(sampler, seed)
+    if not isinstance(threads, int) or threads < 1:
+        raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = output_folder(out)
     device = parse(target) if isinstance(target, str) else target
     calib_split, eval_split = _splits(calib, eval)
@@ -156,6 +172,8 @@ def quantize(
 ) -> Artifact:
     """Build the artifact of one configuration, without a search. ``calib`` may be left out for float configurations."""
     config = QuantConfig.parse(config) if isinstance(config, str) else config
+    if not isinstance(config, QuantConfig):
+        raise UsageError(f"configuration {config!r}: expected a QuantConfig or a line such as clip=kl,precision=int8")
     builder = make_builder(
         model,
         calib=None if config.is_float else calib,
@@ -182,6 +200,7 @@ def make_builder(
 ) -> Builder:
     """Import a model and hold it ready to be built for a target."""
     progress = progress or Progress()
+    model = str(model) if isinstance(model, Path) else model
     cache = cache or ArtifactCache()
     split = None if calib is None else _one_split(calib, "calibration")
     progress.on_stage("importing the model")
@@ -202,7 +221,7 @@ def import_any(model: ModelLike, options: ModelOptions, cache: ArtifactCache) ->
     """Import a model given in any form; torch is loaded only where it is needed."""
     if isinstance(model, ImportedModel):
         return model
-    if isinstance(model, str) and model.endswith((".mlir", ".mlirbc")) and options == ModelOptions(shape=options.shape):
+    if isinstance(model, str) and model.endswith((".mlir", ".mlirbc")) and options == ModelOptions():
         try:
             return read_model(Path(model).read_bytes(), Path(model).stem)
         except OSError as error:
@@ -221,6 +240,14 @@ def import_any(model: ModelLike, options: ModelOptions, cache: ArtifactCache) ->
         return imported
     import torch
 
+    if not isinstance(model, torch.export.ExportedProgram | torch.nn.Module):
+        raise UsageError(f"model: got {type(model).__name__}, expected a reference, a torch module or exported program")
+    fixed = (
+        ("weights", "classes", "batch") if isinstance(model, torch.export.ExportedProgram) else ("weights", "classes")
+    )
+    for name in fixed:
+        if getattr(options, name) != getattr(ModelOptions, name):
+            raise UsageError(f"{name} does not apply to a model of type {type(model).__name__}, which fixes it")
     if isinstance(model, torch.export.ExportedProgram):
         return importer.import_program(model, "model")
     if options.shape is None:
@@ -305,6 +332,8 @@ def _one_split(data: DataLike, role: str) -> Split:
     if isinstance(data, Split):
         return data
     source = open_source(data, role) if isinstance(data, str) else data
+    if not isinstance(source, ImageSource):
+        source = Items(source, f"{role} images")
     count = min(len(source), 10_000) if role == "calibration" else len(source)
     return Split(source, tuple(range(count)))
 

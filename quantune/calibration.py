@@ -127,7 +127,8 @@ def _add(histogram: Histogram, name: str, values: NDArray[np.float32], index: in
     lowest, highest = flat.min(), flat.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise UsageError(
-            f"calibration image {index}: tensor '{name}' of the f32 model is not finite; check the image's scaling"
+            f"calibration image {index}: tensor '{name}' of the f32 model is not finite; "
+            "check the weights and the image's scaling"
         )
     limit = SAMPLES if index else FIRST_IMAGE_SAMPLES
     stride = -(-flat.size // limit) | 1  # odd, so that it does not keep step with the channels

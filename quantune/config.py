@@ -60,7 +60,7 @@ class QuantConfig:
                 )
             if key in values:
                 raise UsageError(f"configuration '{line}': key '{key}' is given twice")
-            if key == "calib" and not (value.isascii() and value.isdigit()):
+            if key == "calib" and not (value.isascii() and value.isdigit() and len(value) < 10):
                 raise UsageError(f"configuration '{line}': calib={value}: expected a number of images, 1 or more")
             values[key] = int(value) if key == "calib" else value
         if not values:

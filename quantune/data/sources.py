@@ -94,22 +94,20 @@ def open_source(reference: str, role: str) -> ImageSource:
     return Reference.parse(reference).open(role)
 
 
-class Factory(ImageSource):
-    """``PACKAGE.MODULE:FACTORY``: what a user's function returns, checked item by item."""
+class Items(ImageSource):
+    """A user's own sequence of (image, label) pairs, checked item by item; ``name`` is what messages call it."""
 
-    def __init__(self, target: str) -> None:
-        self.name = target
-        made = call_factory(target, KINDS)
+    def __init__(self, made: object, name: str) -> None:
+        self.name = name
         if not hasattr(made, "__len__") or not hasattr(made, "__getitem__"):
-            found = type(made).__name__
-            raise UsageError(f"{target}: returned {found}, expected a sequence of (image, label) pairs")
+            raise UsageError(f"{name}: got {type(made).__name__}, expected a sequence of (image, label) pairs")
         self._items: Any = made
         try:
             self._count = len(self._items)
         except Exception as error:
-            raise UsageError(f"{target}: its length raised {type(error).__name__}: {_line(error)}") from error
+            raise UsageError(f"{name}: its length raised {type(error).__name__}: {_line(error)}") from error
         if self._count == 0:
-            raise UsageError(f"{target}: returned no images")
+            raise UsageError(f"{name}: got no images")
         classes = getattr(made, "classes", None)
         self.classes = classes if isinstance(classes, int) else None
         image = self._item(0, None)[0]
@@ -134,6 +132,13 @@ class Factory(ImageSource):
         except Exception as error:
             raise UsageError(f"{where}: label {label!r}, expected a whole number") from error
         return checked_image(image, where, shape), number
+
+
+class Factory(Items):
+    """``PACKAGE.MODULE:FACTORY``: what a user's function returns."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(call_factory(target, KINDS), target)
 
 
 def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSource:

@@ -113,6 +113,9 @@ class Program:
         if len(arrays) != len(self.inputs):
             raise UsageError(f"{self._where}: expected {len(self.inputs)} inputs, got {len(arrays)}")
         for number, (array, expected) in enumerate(zip(arrays, self.inputs, strict=True)):
+            if not isinstance(array, np.ndarray):
+                found = type(array).__name__
+                raise UsageError(f"{self._where}: input {number}: expected {expected} as a numpy array, got {found}")
             if array.shape != expected.shape or array.dtype != expected.dtype:
                 got = TensorType(array.shape, array.dtype)
                 raise UsageError(f"{self._where}: input {number}: expected {expected}, got {got}")

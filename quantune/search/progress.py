@@ -37,7 +37,7 @@ class Budget:
     time_budget_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_trials is not None and self.max_trials < 1:
-            raise UsageError(f"number of trials {self.max_trials}: expected 1 or more")
+        if self.max_trials is not None and (not isinstance(self.max_trials, int) or self.max_trials < 1):
+            raise UsageError(f"number of trials {self.max_trials}: expected a whole number, 1 or more")
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise UsageError(f"time budget {self.time_budget_s} s: expected more than 0")

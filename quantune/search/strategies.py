@@ -38,10 +38,7 @@ class Strategy:
         features: FeatureHook | None = None,
         prior: Prior | None = None,
     ) -> None:
-        if name not in NAMES:
-            close = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UsageError(f"sampler '{name}': expected one of {', '.join(NAMES)}{hint}")
+        check(name, seed)
         self._name = name
         self._space = dict(space)
         self._seed = seed
@@ -79,6 +76,16 @@ class Strategy:
             return 0
         number = len(study.get_trials(deepcopy=False))
         return int(np.random.default_rng([self._seed, number]).integers(count))
+
+
+def check(name: str, seed: int) -> None:
+    """Raise UsageError for an unknown sampler, or a seed that is not a whole number."""
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"sampler '{name}': expected one of {', '.join(NAMES)}{hint}")
+    if not isinstance(seed, int):
+        raise UsageError(f"seed {seed!r}: expected a whole number")
 
 
 def describe_space(space: Mapping[str, BaseDistribution]) -> str:

@@ -403,8 +403,8 @@ def test_factory_items_are_checked(module: str) -> None:
     ("factory", "message"),
     [
         ("bad_label", "label 'dog'"),
-        ("empty", "returned no images"),
-        ("nothing", "returned NoneType"),
+        ("empty", "got no images"),
+        ("nothing", "got NoneType"),
         ("failing", r"failing\(\) raised KeyError: 'no data here'"),
         ("needs", r"needs\(\) raised TypeError"),
         ("constant", "'constant' is int"),
