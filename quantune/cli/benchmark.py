@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quantune.cli.arguments import OneLineParser
 from quantune.compiler.cache import write_atomically
 from quantune.compiler.inspect import integer_share
 from quantune.errors import QuantuneError, UsageError
@@ -27,6 +29,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool and return its exit code: 0, 1 failed, 2 bad request, 4 no such device, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR)  # what artifacts warn of is a line under the table
     try:
         _run(options)
     except QuantuneError as error:
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     threads = _thread_counts(options.threads)
+    if options.json and options.json != "-":
+        _check_writable(Path(options.json))
     effort = Effort(repetitions=options.repetitions, min_seconds=_seconds(options.min_time))
     artifacts = [load(name, device=options.device) for name in options.artifacts]
     rounds = [
@@ -56,12 +61,12 @@ def _run(options: argparse.Namespace) -> None:
         for count in threads
     ]
     layers = [_layer_rows(artifact, effort.min_seconds) for artifact in artifacts] if options.per_layer else []
+    if options.json != "-":
+        _print(rounds, artifacts, layers)
     if options.json:
         report = {"machine": machine(), "comparisons": [asdict(r) for r in rounds], "layers": layers}
         text = json.dumps(report, indent=1) + "\n"
         _write(options.json, text)
-    if options.json != "-":
-        _print(rounds, artifacts, layers)
 
 
 def machine() -> str:
@@ -76,7 +81,7 @@ def machine() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="quantune-benchmark",
         description="Measure compiled artifacts; several are measured in turn, slice by slice, against the first.",
     )
@@ -137,6 +142,13 @@ def _write(target: str, text: str) -> None:
         write_atomically(Path(target), text.encode())
     except OSError as error:
         raise UsageError(f"--json {target}: cannot be written: {error.strerror or error}") from error
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place for the numbers before they are measured."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written"
+        raise UsageError(f"--json {path}: cannot be written: {reason}")
 
 
 def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[list[dict[str, Any]]]) -> None:

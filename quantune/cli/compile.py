@@ -9,8 +9,9 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from quantune.cli.arguments import OneLineParser, writable_folder
 from quantune.errors import QuantuneError, UsageError
 
 if TYPE_CHECKING:
@@ -32,14 +33,6 @@ exit codes  0 done   1 failed   2 wrong request   3 nothing keeps the accuracy b
 example
   quantune-compile builtin:mobilenet_v2_shapes --calib builtin:shapes --eval builtin:shapes --max-trials 16 -o out
 """
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without repeating the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        self.exit(UsageError.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,6 +145,8 @@ def _check(arguments: argparse.Namespace) -> None:
     given = [n for n in ("max_trials", "time_budget", "storage") if getattr(arguments, n) is not None]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out --config and --emit, or it")
+    if arguments.dump_ir_dir is not None:
+        writable_folder(arguments.dump_ir_dir, "--dump-ir-dir")
 
 
 def _search(arguments: argparse.Namespace, console: Console) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mlir_passes import PASSES, Pass, Pipeline, PipelineError, PipelineFailure, load_pass
 from mlir_passes.base import option_fields
 from mlir_passes.registry import first_diagnostic
+from quantune.cli.arguments import OneLineParser, writable_folder
 from quantune.errors import PassFailed, QuantuneError, UsageError
 
 _SPLIT = re.compile(r"^// -----.*\n", re.MULTILINE)
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="quantune-opt", description=__doc__)
+    parser = OneLineParser(prog="quantune-opt", description=__doc__)
     parser.add_argument("input", nargs="?", default="-", help="a .mlir or .mlirbc file; - (the default) reads stdin")
     parser.add_argument("--pass-pipeline", default="", metavar="PASSES", help="for example 'quantune-lower-quant,cse'")
     parser.add_argument("--split-input-file", action="store_true", help="treat parts between '// -----' lines apart")
@@ -61,6 +62,10 @@ def _transform(arguments: argparse.Namespace) -> int:
         pipeline = Pipeline.parse(arguments.pass_pipeline)
     except PipelineError as error:
         raise UsageError(f"--pass-pipeline: {error}") from error
+    if arguments.elide is not None and arguments.elide < 0:
+        raise UsageError(f"--elide {arguments.elide}: expected 0 or more")
+    if arguments.dump_ir_dir is not None:  # MLIR prints a warning for a folder it cannot make, and goes on
+        writable_folder(arguments.dump_ir_dir, "--dump-ir-dir")
     exit_code = 0
     for index, source in enumerate(_sources(arguments.input, split=arguments.split_input_file)):
         if index:
@@ -106,7 +111,10 @@ def _sources(path: str, *, split: bool) -> Iterator[bytes]:
     if not split:
         yield content
         return
-    text, start = content.decode(), 0
+    try:
+        text, start = content.decode(), 0
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--split-input-file: '{path}' is not text; leave the option out for bytecode") from error
     for end in [*(match.end() for match in _SPLIT.finditer(text)), len(text)]:
         yield (b"\n" * text.count("\n", 0, start)) + text[start:end].encode()
         start = end

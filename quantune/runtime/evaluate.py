@@ -52,7 +52,7 @@ class Worker:
         timeout_s: float = 600.0,
         memory_limit_gib: float | None = None,
     ) -> None:
-        if timeout_s <= 0:
+        if not timeout_s > 0:  # also true for NaN
             raise UsageError(f"run timeout {timeout_s}: expected seconds, more than 0")
         self.device = device
         self.threads = threads

@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -111,8 +112,12 @@ def read_images(path: Path | str, program: Program) -> np.ndarray:
     """Map an .npy file of images f32[n,…] and check that the program takes such images; raises UsageError."""
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not an .npy file: {error}") from error
+    if not isinstance(images, np.ndarray):
+        raise UsageError(f"{path}: an archive of several arrays; expected an .npy file of one")
     if len(program.inputs) != 1 or len(program.outputs) != 1:
         raise UsageError(
             f"the program has {len(program.inputs)} inputs and {len(program.outputs)} outputs; expected 1 and 1"

@@ -162,13 +162,12 @@ def test_cli_json_on_standard_output(path: Path, capsys: pytest.CaptureFixture[s
         (["A", "--min-time", "fast"], 2, "--min-time fast: expected a time such as 1s"),
         (["A", "--repetitions", "0"], 2, "repetitions=0"),
         (["A", "--device", "gpu"], 2, "device 'gpu': expected one of"),
-        (["A", "--input", "none.npy"], 2, "none.npy: not an .npy file"),
+        (["A", "--input", "none.npy"], 2, "none.npy: no such file"),
         (["A", "--timeout", "0"], 2, "run timeout 0"),
-        (
-            ["A", "--repetitions", "1", "--min-time", "0", "--json", "/nowhere/x"],
-            2,
-            "--json /nowhere/x: cannot be written",
-        ),
+        (["A", "--timeout", "nan"], 2, "run timeout nan"),
+        # Found before anything is measured: the measurement would take a minute.
+        (["A", "--min-time", "60s", "--json", "/nowhere/x"], 2, "--json /nowhere/x: cannot be written"),
+        (["A", "--min-time", "60s", "--json", "/"], 2, "--json /: cannot be written: is a folder"),
         (["A", "--timeout", "0.5", "--min-time", "60s"], 1, "took longer than 0.5 s"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -180,6 +179,25 @@ def test_cli_errors(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_cli_argument_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["a.vmfb", "--repetitions", "x"])
+    assert caught.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "invalid int value: 'x' (see quantune-benchmark --help)" in line
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_cli_wrong_archives(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], archive: bool) -> None:
+    file = tmp_path / "images.npz"
+    if archive:
+        np.savez(file, images=np.zeros((1, 3, 8, 8), np.float32))
+    else:
+        file.write_bytes(b"PK\x03\x04 nothing")
+    assert cli.main([str(path), "--min-time", "0", "--input", str(file)]) == 2
+    assert ("an archive of several arrays" if archive else "not an .npy file") in capsys.readouterr().err
 
 
 def test_cli_damaged_artifact(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,9 @@ def test_reads_bytecode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ),
         (["{source}", "--pass-pipeline=quantune-lower-quant{bits=4}"], "has no option 'bits'; its options: none"),
         (["{source}", "--elide=many"], "argument --elide: invalid int value: 'many'"),
+        (["{source}", "--elide=-1"], "--elide -1: expected 0 or more"),
+        (["{source}", "--dump-ir-dir={source}"], "expected a writable folder"),
+        (["{source}", "--nonsense"], "unrecognized arguments: --nonsense (see quantune-opt --help)"),
     ],
 )
 def test_usage_errors_exit_with_2(
@@ -64,7 +67,15 @@ def test_usage_errors_exit_with_2(
     except SystemExit as usage:  # argparse's own errors
         code = usage.code
     assert code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_bytecode_has_no_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.mlirbc"
+    path.write_bytes(b"ML\xefR\xff")
+    assert opt.main([str(path), "--split-input-file"]) == 2
+    assert "is not text; leave the option out for bytecode" in capsys.readouterr().err
 
 
 def test_parse_error_has_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
