@@ -123,7 +123,8 @@ def options_of(given: Mapping[str, str], allowed: Sequence[str], where: str) -> 
     """``given`` as a dict. Raises UsageError for a name that is not in ``allowed``."""
     for name in given:
         if name not in allowed:
-            raise UsageError(f"{where}: unknown option '{name}', expected {', '.join(allowed)}{hint(name, allowed)}")
+            known = tuple(dict.fromkeys((*allowed, "count")))  # every kind of images takes count
+            raise UsageError(f"{where}: unknown option '{name}', expected {', '.join(known)}{hint(name, known)}")
     return dict(given)
 
 

@@ -11,6 +11,7 @@ from quantune.data import shapes
 from quantune.data.base import Image, ImageSource, hashed_order, hint, options_of, whole_number
 from quantune.errors import UsageError
 
+_MOST_SHAPES = 1_000_000
 _SHAPES_COUNT = {"train": 20_000, "calibration": 10_000, "evaluation": 2_000}
 _DIGITS_PARTS = {"train": (0.0, 0.6), "calibration": (0.6, 0.7), "evaluation": (0.7, 1.0)}
 _DIGITS_SIZE = 32
@@ -90,6 +91,8 @@ def open_builtin(name: str, options: Mapping[str, str], role: str) -> ImageSourc
     if name == "digits":
         return Digits(split)
     count = whole_number(given["count"], f"{where}: count") if "count" in given else _SHAPES_COUNT[split]
+    if count > _MOST_SHAPES:
+        raise UsageError(f"{where}: count={count}: expected {_MOST_SHAPES} or fewer")
     return Shapes(split, count)
 
 

@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Path:
         ("builtin:shapes?splitt=train", r"unknown option 'splitt'.*did you mean split\?"),
         ("builtin:shapes?split=eval", r"split=eval: expected train, calibration, evaluation.*mean evaluation"),
         ("builtin:shapes?count=0", "count=0: expected a whole number"),
+        ("builtin:shapes?count=999999999", "count=999999999: expected 1000000 or fewer"),
         ("builtin:shapes?count=-1", "count=-1"),
         ("builtin:shapes?count=two", "count=two"),
         ("builtin:shapes?count", "'count' is not of the form"),
@@ -409,7 +410,7 @@ def test_factory_items_are_checked(module: str) -> None:
         ("needs", r"needs\(\) raised TypeError"),
         ("constant", "'constant' is int"),
         ("goood", r"has no 'goood' \(did you mean good\?\)"),
-        ("good?resize=3", "unknown option 'resize'"),
+        ("good?resize=3", "unknown option 'resize', expected count$"),
     ],
 )
 def test_bad_factories_are_refused(module: str, factory: str, message: str) -> None:
