@@ -170,13 +170,16 @@ def quantize(
     debugging: Debugging | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Build the artifact of one configuration, without a search. ``calib`` may be left out for float configurations."""
+    """Build the artifact of one configuration, without a search.
+
+    ``calib`` may be left out for float configurations; where it is given, its images' shape is the model's input.
+    """
     config = QuantConfig.parse(config) if isinstance(config, str) else config
     if not isinstance(config, QuantConfig):
         raise UsageError(f"configuration {config!r}: expected a QuantConfig or a line such as clip=kl,precision=int8")
     builder = make_builder(
         model,
-        calib=None if config.is_float else calib,
+        calib=calib,
         target=target,
         sizes=(config.calib,),
         options=options,

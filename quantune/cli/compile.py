@@ -203,7 +203,7 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"--emit={arguments.emit} with {config}: nothing is quantized; use --emit=linalg")
     with console.stages() as progress:
         builder = api.make_builder(
-            arguments.model, calib=None if arguments.emit == "linalg" else _calibration(arguments, config.is_float),
+            arguments.model, calib=_calibration(arguments, config.is_float or arguments.emit == "linalg"),
             target=parse(arguments.target, **_target_details(arguments)), sizes=(config.calib,),
             options=_options(arguments), debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
@@ -223,7 +223,7 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
 def _calibration(arguments: argparse.Namespace, is_float: bool) -> str | None:
     if arguments.calib is None and not is_float:
         raise UsageError("--calib is missing: a quantized configuration needs calibration images")
-    return None if is_float else arguments.calib
+    return arguments.calib
 
 
 def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -55,6 +55,14 @@ def test_sequences_that_share_an_image_are_refused() -> None:
         api.compile(_net(), calib=_pairs(5), eval=_pairs(5), options=SHAPE)
 
 
+def test_float_artifacts_take_the_shape_of_the_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "calib.npz", images=np.zeros((2, 3, 8, 8), np.float32))
+    (tmp_path / "shape_nets.py").write_text("from torch import nn\ndef tiny():\n    return nn.Conv2d(3, 2, 1)\n")
+    monkeypatch.chdir(tmp_path)
+    artifact = api.quantize("shape_nets:tiny", "precision=f32", calib="npz:calib.npz", cache=ArtifactCache(tmp_path))
+    assert artifact(np.zeros((1, 3, 8, 8), np.float32)).shape == (1, 2, 8, 8)
+
+
 def test_models_may_be_paths(tmp_path: Path) -> None:
     path = tmp_path / "net.mlir"
     path.write_text(MLIR)
