@@ -17,6 +17,7 @@ from quantune.config import QuantConfig
 from quantune.data.splits import Materialized, Split, materialize
 from quantune.errors import RunFailed, UsageError
 from quantune.runtime.benchmark import compare
+from quantune.runtime.devices import open_device
 from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort
 from quantune.search.evaluate import Score, pack_correct
@@ -42,6 +43,15 @@ class Evaluator:
                 f"{eval_split.source.name} has images of shape {eval_split.source.shape}, "
                 f"model '{model.name}' takes {model.input_shape[1:]}"
             )
+        results = [model.network.by_name[name].shape for name in model.network.outputs]
+        if len(results) != 1 or len(results[0]) != 2:
+            shapes = ", ".join(map(str, results))
+            raise UsageError(
+                f"model '{model.name}' gives {shapes}; expected one number per class and image (n, classes)"
+            )
+        self._classes = results[0][1]
+        if builder.target.name != "cpu":
+            open_device(builder.target.device())  # a missing device is told before anything is compiled for it
         self.threads = threads
         self._worker = Worker(device=builder.target.device(threads=threads), threads=threads, timeout_s=timeout_s)
         self._images: Materialized | None = None
@@ -68,12 +78,17 @@ class Evaluator:
             if path.is_file() and labels.is_file():
                 self._images = Materialized(path, labels, len(self.split))
             else:
-                self._images = materialize(self.split, path)
+                self._images = materialize(self.split, path, self._classes)
             self._labels = np.load(self._images.labels)
+            if self._labels.max(initial=0) >= self._classes:  # the file may be of a model with more classes
+                raise UsageError(
+                    f"the evaluation labels reach {self._labels.max()}, but the model has {self._classes} outputs"
+                )
         return self._images.images
 
     def __call__(self, config: QuantConfig) -> Score:
         """Build and measure one configuration; any failure is an exception with the reason."""
+        _ = self.images  # wrong labels are told before anything is compiled
         built = self.builder.build(config)
         known = self._scores.get(built.key)
         if known is None:
@@ -116,13 +131,6 @@ class Evaluator:
             return float(self._right(worker.evaluate(path, self.images).logits).mean())
 
     def _right(self, logits: np.ndarray) -> np.ndarray:
-        if logits.ndim != 2:
-            raise RunFailed(
-                f"the model gives results of shape {logits.shape[1:]} per image; expected one number per class"
-            )
         if not np.isfinite(logits).all():
             raise RunFailed("the artifact's output is not finite")
-        classes = logits.shape[1]
-        if self._labels.max(initial=0) >= classes:
-            raise UsageError(f"the evaluation labels reach {self._labels.max()}, but the model has {classes} outputs")
         return logits.argmax(axis=1) == self._labels
