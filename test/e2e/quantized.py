@@ -19,6 +19,7 @@ from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.model import ImportedModel
+from quantune.numerics.affine import dequantize
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.simulate import simulate
 from quantune.plan import QuantizationPlan, make_plan, observed
@@ -50,9 +51,10 @@ def plan_from_images(model: ImportedModel, images: NDArray[np.float32], config: 
 
 
 def reference(model: ImportedModel, plan: QuantizationPlan, images: NDArray[np.float32]) -> list[NDArray]:
-    """What numpy says the quantized program returns."""
+    """What numpy says the quantized program returns: f32, also where a result is quantized for its other readers."""
     tensors = simulate(model.network, plan.activations, plan.weights, images)
-    return [tensors[name] for name in model.network.outputs]
+    params = plan.activations
+    return [dequantize(tensors[n], params[n]) if n in params else tensors[n] for n in model.network.outputs]
 
 
 def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:

@@ -100,7 +100,7 @@ class Net:
         return _Module(self)
 
 
-HEADS = ("mean linear", "flatten linear", "mean", "pooled", "map")
+HEADS = ("mean linear", "flatten linear", "mean", "pooled", "map", "clamped map", "depthwise map")
 
 
 @st.composite
@@ -165,6 +165,8 @@ class _Module(nn.Module):
             "mean": _Mean,
             "pooled": lambda: nn.Sequential(nn.AvgPool2d(tuple(shape[2:])), nn.Flatten()),
             "map": lambda: nn.Conv2d(channels, 3, 1),
+            "clamped map": lambda: nn.Sequential(nn.Conv2d(channels, 3, 1), nn.ReLU6()),
+            "depthwise map": lambda: nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
         }[net.head]()
         self._fill(self.head)
         self.eval()

@@ -23,6 +23,7 @@ from quantized import (
     reference,
 )
 from random_nets import Concat, Layer, Net, Pool, Residual, Shuffle, nets
+from torch import nn
 
 from quantune.compiler import pipelines
 from quantune.compiler.iree import compile_module
@@ -166,6 +167,31 @@ def test_every_processors_kernels_are_seen_to_multiply_integers(cpu: str, tmp_pa
     assert [(row.layer, row.op, row.is_integer) for row in rows] == [
         (node.layer, "kernel", True) for node in model.network.layers
     ]
+
+
+class Several(nn.Module):
+    """One layer called twice, at two scales, and three results, one of which another layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.shared, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.relu(self.shared(self.stem(x)))
+        z = torch.relu(self.shared(y))
+        return y, self.head(z), z.mean((2, 3))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_results_and_a_layer_called_twice(layout: str) -> None:
+    shape = (1, 3, 8, 8)
+    model = import_module(Several(), torch.zeros(shape), "several")
+    calibration, x = np.random.default_rng(0).normal(0, 1, (2, *shape)).astype(np.float32)
+    plan = plan_from_images(model, calibration, QuantConfig())
+    assert is_exact(model, plan)
+    assert len(plan.weights) == 4
+    assert_same_bits(call(compiled(lower(model, plan, Form(layout))), x), reference(model, plan, x))
 
 
 @pytest.mark.slow
