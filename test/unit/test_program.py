@@ -235,7 +235,7 @@ def test_worker_serves_many_jobs(
         for bad, message in (
             ("bad.npy", "not an .npy file"),
             ("small.npy", r"small\.npy: float32\[3, 1, 2, 1\]; the program takes float32\[2,1,2,2\]"),
-            ("none.npy", "No such file"),
+            ("none.npy", "no such file"),
         ):
             with pytest.raises(UsageError, match=message):
                 worker.evaluate(compiled.path, tmp_path / bad)
