@@ -33,6 +33,7 @@ PASSES: dict[str, str] = {
     "quantune-to-nhwc": "mlir_passes.to_nhwc:ToNhwc",
     "quantune-lower-to-cpu-kernels": "mlir_passes.cpu.lower_to_kernels:LowerToCpuKernels",
     "quantune-vulkan-sign-extension": "mlir_passes.vulkan.sign_extension:SignExtension",
+    "quantune-pack-weights": "mlir_passes.pack_weights:PackWeights",
     "quantune-outline-parameters": "mlir_passes.outline_parameters:OutlineParameters",
 }
 

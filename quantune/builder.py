@@ -41,12 +41,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """One configuration, compiled. numbers: parameters to load beside the program, None when they are inside."""
+    """One configuration, compiled.
+
+    numbers: parameters to load beside the program, None when they are inside. number_bytes: what they take in an
+    artifact, where weights of fewer than eight bits are packed.
+    """
 
     config: QuantConfig
     program: CompiledModule
     numbers: dict[str, np.ndarray] | None
     pipeline: str
+    number_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -60,7 +65,7 @@ class Built:
     @property
     def size_bytes(self) -> int:
         """Program and numbers together: within a few per cent of the artifact that has them inside."""
-        return self.program.path.stat().st_size + sum(array.nbytes for array in (self.numbers or {}).values())
+        return self.program.path.stat().st_size + self.number_bytes
 
 
 class Builder:
@@ -178,7 +183,9 @@ class Builder:
                 "plan": planned - start, "passes": passed - planned,
                 "compile": 0.0 if program.cached else program.seconds,
             }  # fmt: skip
-            self._built[config] = Built(config, program, lowered.parameters, lowered.pipeline, seconds)
+            self._built[config] = Built(
+                config, program, lowered.parameters, lowered.pipeline, lowered.parameter_bytes, seconds
+            )
         return self._built[config]
 
     def forget(self, config: QuantConfig) -> None:

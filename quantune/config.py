@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
+from quantune.bits import UNIFORM_8, BitWidths
 from quantune.errors import UsageError
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,6 +24,7 @@ class QuantConfig:
     scheme: how a range becomes a scale and a zero point. clip: how an observed range is cut.
     granularity: one weight scale per tensor or per output channel (activations stay per tensor).
     precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
+    bits: how wide the integers of each layer are (see quantune.bits); a line without it means eight bits everywhere.
     """
 
     calib: int = 1000
@@ -30,6 +32,7 @@ class QuantConfig:
     clip: str = "max"
     granularity: str = "channel"
     precision: str = "int8"
+    bits: BitWidths = UNIFORM_8
 
     def __post_init__(self) -> None:
         if not isinstance(self.calib, int) or isinstance(self.calib, bool) or self.calib < 1:
@@ -38,6 +41,8 @@ class QuantConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise UsageError(f"{name}={value}: expected one of {', '.join(allowed)}{_hint(str(value), allowed)}")
+        if not isinstance(self.bits, BitWidths):
+            raise UsageError(f"bits={self.bits!r}: expected BitWidths, such as BitWidths.parse('w4a8')")
 
     @property
     def is_float(self) -> bool:
@@ -48,7 +53,7 @@ class QuantConfig:
     def parse(cls, line: str) -> QuantConfig:
         """Read ``key=value,key=value``; keys left out keep their defaults. UsageError names the bad part."""
         names = tuple(f.name for f in fields(cls))
-        values: dict[str, str | int] = {}
+        values: dict[str, str | int | BitWidths] = {}
         for item in filter(None, (part.strip() for part in line.split(","))):
             key, equals, value = (part.strip() for part in item.partition("="))
             if not equals:
@@ -62,7 +67,11 @@ class QuantConfig:
                 raise UsageError(f"configuration '{line}': key '{key}' is given twice")
             if key == "calib" and not (value.isascii() and value.isdigit() and len(value) < 10):
                 raise UsageError(f"configuration '{line}': calib={value}: expected a number of images, 1 or more")
-            values[key] = int(value) if key == "calib" else value
+            values[key] = value
+            if key == "calib":
+                values[key] = int(value)
+            if key == "bits":
+                values[key] = BitWidths.parse(value)
         if not values:
             raise UsageError(
                 "the configuration is empty; expected for example scheme=asymmetric,clip=kl,precision=int8"
@@ -72,7 +81,10 @@ class QuantConfig:
     def __str__(self) -> str:
         if self.is_float:
             return f"precision={self.precision}"
-        return ",".join(f"{name}={value}" for name, value in asdict(self).items())
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.bits == UNIFORM_8:
+            del values["bits"]
+        return ",".join(f"{name}={value}" for name, value in values.items())
 
 
 def _hint(value: str, allowed: tuple[str, ...]) -> str:

@@ -9,13 +9,16 @@ the group's range is that of all tensors that enter it.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlir_passes.network import LAYERS, TRANSPARENT, Network, Node
+from quantune.bits import BitWidths
 from quantune.config import QuantConfig
+from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams, choose_params, fit_to_bias, is_degenerate, weight_params
 from quantune.numerics.clipping import clip_range
 from quantune.numerics.histogram import Histogram
@@ -32,6 +35,11 @@ class QuantizationPlan:
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, QuantParams]
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether some weights have fewer than eight bits, so that an artifact stores them packed."""
+        return any(bits_of(params) < 8 for params in self.weights.values())
 
     def to_json(self) -> str:
         """The form that ``quantune-annotate`` reads."""
@@ -102,7 +110,31 @@ def observed(network: Network) -> tuple[str, ...]:
     return tuple(names)
 
 
-Ranges = MutableMapping[tuple[tuple[str, ...], str, str], tuple[float, float]]
+Ranges = MutableMapping[tuple[tuple[str, ...], str, str, int], tuple[float, float]]
+
+
+def bits_of(params: QuantParams) -> int:
+    """How many bits the integers of a tensor need."""
+    return (params.qmax - params.qmin).bit_length()
+
+
+def activation_bits(network: Network, layout: Layout, bits: BitWidths) -> dict[str, int]:
+    """Representative of a group -> bits: the widest that one of the integer layers reading the group asks for.
+
+    A group that no layer reads has eight. Raises UsageError for bit widths of a layer that the network lacks.
+    """
+    names = [node.name for node in network.layers]
+    for name, _ in bits.layers:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; its layers have names such as {', '.join(names[:3])}"
+            raise UsageError(f"bits: the model has no layer '{name}'{hint}")
+    wanted: dict[str, int] = {}
+    for node in network.layers:
+        if node.name in layout.integer:
+            group = layout.groups[node.inputs[0]]
+            wanted[group] = max(wanted.get(group, 0), bits.of(node.name).activations)
+    return {group: wanted.get(group, 8) for group in layout.sources}
 
 
 def make_plan(
@@ -118,14 +150,16 @@ def make_plan(
     layout = lay_out(network, layers)
     notes: list[str] = []
     chosen: dict[str, QuantParams] = {}
+    widths = activation_bits(network, layout, config.bits)
     for representative, names in layout.sources.items():
-        key = (names, config.clip, config.scheme)
+        bits = widths[representative]
+        key = (names, config.clip, config.scheme, bits)
         if key not in ranges:
-            ranges[key] = clip_range(merged(statistics, names), config.clip, config.scheme)
+            ranges[key] = clip_range(merged(statistics, names), config.clip, config.scheme, bits)
         lo, hi = ranges[key]
         if is_degenerate(lo, hi):
             notes.append(f"{names[0]}: was 0 on every calibration image; scale 1.0 is used")
-        chosen[representative] = choose_params(lo, hi, config.scheme)
+        chosen[representative] = choose_params(lo, hi, config.scheme, bits)
     activations = {name: chosen[representative] for name, representative in layout.groups.items()}
     weights: dict[str, QuantParams] = {}
     for node in network.layers:
@@ -133,7 +167,8 @@ def make_plan(
             continue
         assert node.weight is not None
         assert node.bias is not None
-        params = weight_params(node.weight, config.granularity, config.scheme)
+        width = config.bits.of(node.name).weights
+        params = weight_params(node.weight, config.granularity, config.scheme, width)
         weights[node.name] = fit_to_bias(params, node.bias, float(activations[node.inputs[0]].scale))
     return QuantizationPlan(activations, weights, tuple(notes))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from quantune.bits import UNIFORM_8, BitWidths
 from quantune.config import QuantConfig
 
 if TYPE_CHECKING:
@@ -27,18 +28,25 @@ LEVEL1: tuple[QuantConfig, ...] = tuple(
 CALIBRATION_SIZES: tuple[int, ...] = PARAMETERS["calib"]
 
 
-def distributions() -> dict[str, CategoricalDistribution]:
-    """The level 1 space for ``study.ask``."""
+def distributions(bits: Sequence[BitWidths] = (UNIFORM_8,)) -> dict[str, CategoricalDistribution]:
+    """The space for ``study.ask``: level 1, and the bit widths to choose from where they are not eight everywhere."""
     from optuna.distributions import CategoricalDistribution
 
-    return {name: CategoricalDistribution(choices) for name, choices in PARAMETERS.items()}
+    space = {name: CategoricalDistribution(choices) for name, choices in PARAMETERS.items()}
+    if tuple(bits) != (UNIFORM_8,):
+        space["bits"] = CategoricalDistribution(tuple(map(str, bits)))
+    return space
 
 
 def from_params(params: Mapping[str, Any]) -> QuantConfig:
     """The configuration of a trial's parameters."""
-    return QuantConfig(**params)
+    values = dict(params)
+    if "bits" in values:
+        values["bits"] = BitWidths.parse(values["bits"])
+    return QuantConfig(**values)
 
 
 def to_params(config: QuantConfig) -> dict[str, Any]:
     """A configuration as a trial's parameters."""
-    return {name: getattr(config, name) for name in PARAMETERS}
+    params = {name: getattr(config, name) for name in PARAMETERS}
+    return params if config.bits == UNIFORM_8 else {**params, "bits": str(config.bits)}

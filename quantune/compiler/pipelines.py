@@ -41,12 +41,14 @@ class Lowered:
     """A module ready for IREE, and how it was made.
 
     module: MLIR bytecode with all numbers inside, or, where ``parameters`` is not None, text without them.
-    parameters: name -> array, the numbers taken out. pipeline: the passes, as text.
+    parameters: name -> array, the numbers taken out. pipeline: the passes, as text. parameter_bytes: what those numbers
+    take in an artifact, where narrow weights are packed.
     """
 
     module: bytes
     parameters: dict[str, np.ndarray] | None
     pipeline: str
+    parameter_bytes: int = 0
 
 
 def quantize_passes(plan: Path | str) -> str:
@@ -90,7 +92,7 @@ def lower(
         plan_file = Path(folder) / "plan.json"
 
         def attempt(plan_file: Path, debugging: Debugging) -> tuple[ir.Module, str]:
-            text = _passes(plan, plan_file, target, precision, until)
+            text = _passes(plan, plan_file, target, precision, until, outline=outline)
             module = parse(bytecode)
             run(module, text, debugging)
             return module, text
@@ -110,15 +112,22 @@ def lower(
     if not outline:
         return Lowered(to_bytecode(module), None, pipeline)
     from mlir_passes.outline_parameters import collect_parameters
+    from mlir_passes.pack_weights import packed_bytes
 
     parameters = collect_parameters(module)
     run(module, "quantune-outline-parameters", debugging)
+    narrow = plan is not None and plan.is_narrow
     return Lowered(
-        module.operation.get_asm(enable_debug_info=True).encode(), parameters, f"{pipeline},quantune-outline-parameters"
+        module.operation.get_asm(enable_debug_info=True).encode(),
+        parameters,
+        f"{pipeline},quantune-outline-parameters",
+        packed_bytes(parameters) if narrow else sum(array.nbytes for array in parameters.values()),
     )
 
 
-def _passes(plan: QuantizationPlan | None, plan_file: Path, target: Target, precision: str, until: str) -> str:
+def _passes(
+    plan: QuantizationPlan | None, plan_file: Path, target: Target, precision: str, until: str, *, outline: bool
+) -> str:
     """The pipeline up to a stage; writes the plan it reads."""
     text: list[str] = []
     if plan is not None and until != "linalg":
@@ -128,6 +137,8 @@ def _passes(plan: QuantizationPlan | None, plan_file: Path, target: Target, prec
             text.append(INTEGER_PASSES)
     if until == "vmfb":
         text.append(target_passes(target, precision))
+        if plan is not None and plan.is_narrow and not outline:
+            text.append("quantune-pack-weights")
     return ",".join(text)
 
 

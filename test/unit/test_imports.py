@@ -25,17 +25,19 @@ ALLOWED: dict[str, set[str]] = {
     "mlir_passes.network": names("numpy"),
     "mlir_passes": names("numpy torch_mlir mlir_passes.network"),
     "quantune.errors": set(),
-    "quantune.config": set(),
+    "quantune.bits": set(),
+    "quantune.config": names(".bits"),
     "quantune.versions": names("quantune"),
-    "quantune.space": names("optuna .config"),
+    "quantune.space": names("optuna .bits .config"),
     "quantune.numerics": names("numpy scipy mlir_passes.network"),
     "quantune.factory": set(),
     "quantune.data": names("numpy PIL sklearn .factory"),
     "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
-    "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .model"),
+    "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .model .zoo"),
     "quantune.zoo": names("numpy torch safetensors .data .frontend"),
     "quantune.calibration": names("numpy .numerics"),
-    "quantune.plan": names("numpy mlir_passes.network .config .numerics"),
+    "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
+    "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan"),
     "quantune.runtime": names("numpy iree quantune .config .compiler"),
@@ -49,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.api": names(
         "numpy torch .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
-        " .reporting .runtime .search .space .versions"
+        " .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
         "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search .versions"
@@ -63,7 +65,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/compiler": {"torch_mlir"},
     "quantune/cli": {"torch_mlir", "optuna"},
     "quantune/space.py": {"optuna"},
-    "quantune/api.py": {"torch", "quantune.frontend"},
+    "quantune/api.py": {"torch", "quantune.frontend", "quantune.zoo"},
     "quantune/runtime": {"iree"},
     "quantune/search": {"xgboost"},
     "quantune/data": {"PIL", "sklearn"},

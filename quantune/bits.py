@@ -1,0 +1,97 @@
+"""Bit widths, layer by layer, as a value that prints to and parses from one word of a configuration's line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from quantune.errors import UsageError
+
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (4, 8)
+
+_CHOICE = re.compile(r"w(\d)(?:a(\d))?")
+
+
+@dataclass(frozen=True, order=True)
+class LayerBits:
+    """The bit widths of one layer: of its weight, 2 to 8, and of the activation that it reads, 4 or 8."""
+
+    weights: int = 8
+    activations: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("weights", self.weights, WEIGHT_BITS),
+            ("activations", self.activations, ACTIVATION_BITS),
+        ):
+            if value not in allowed or isinstance(value, bool):
+                raise UsageError(f"{value} bits for {name}: expected one of {', '.join(map(str, allowed))}")
+
+    def __str__(self) -> str:
+        return f"w{self.weights}a{self.activations}"
+
+    @classmethod
+    def parse(cls, text: str) -> LayerBits:
+        """Read ``w4a8``, or ``w4`` for activations of eight bits; raises UsageError for anything else."""
+        found = _CHOICE.fullmatch(text)
+        if found is None:
+            raise UsageError(f"bits '{text}': expected for example w4 or w4a8")
+        return cls(int(found[1]), int(found[2] or 8))
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """The bit widths of a network: ``default``, and the layers that differ from it.
+
+    Prints as ``w4a8/w8a8:features.0.0+classifier.1``: the default, then for each other choice the layers that have it;
+    names are percent-encoded where they hold one of the separators. layers: (name, choice), sorted, none of them equal
+    to the default; other entries are brought into this form.
+    """
+
+    default: LayerBits = LayerBits()
+    layers: tuple[tuple[str, LayerBits], ...] = ()
+
+    def __post_init__(self) -> None:
+        chosen: dict[str, LayerBits] = {}
+        for name, choice in self.layers:
+            if not name or chosen.setdefault(name, choice) != choice:
+                raise UsageError(f"bits: layer '{name}' is given twice" if name else "bits: a layer has no name")
+        kept = sorted((name, choice) for name, choice in chosen.items() if choice != self.default)
+        object.__setattr__(self, "layers", tuple(kept))
+
+    @classmethod
+    def of_layers(cls, layers: Iterable[tuple[str, LayerBits]]) -> BitWidths:
+        """The widths of the given layers; the default is what most of them have, the wider one of equals."""
+        layers = tuple(layers)
+        choices = [choice for _, choice in layers]
+        default = max(set(choices), key=lambda choice: (choices.count(choice), choice), default=LayerBits())
+        return cls(default, layers)
+
+    @classmethod
+    def parse(cls, text: str) -> BitWidths:
+        """Read what ``str`` prints; raises UsageError that names the part it cannot read."""
+        first, *others = text.split("/")
+        layers: list[tuple[str, LayerBits]] = []
+        for part in others:
+            choice, colon, names = part.partition(":")
+            if not colon:
+                raise UsageError(f"bits '{part}': expected a choice and its layers, such as w8:features.0+classifier")
+            layers += [(unquote(name), LayerBits.parse(choice)) for name in names.split("+")]
+        return cls(LayerBits.parse(first), tuple(layers))
+
+    def of(self, layer: str) -> LayerBits:
+        """The widths of a layer, by the name of its node."""
+        return dict(self.layers).get(layer, self.default)
+
+    def __str__(self) -> str:
+        grouped: dict[LayerBits, list[str]] = {}
+        for name, choice in self.layers:
+            grouped.setdefault(choice, []).append(quote(name, safe="#"))
+        return "/".join([str(self.default), *(f"{c}:{'+'.join(names)}" for c, names in sorted(grouped.items()))])
+
+
+UNIFORM_8 = BitWidths()
+"""What a configuration has that says nothing of bits."""

@@ -1,0 +1,82 @@
+"""Bit widths as words: what prints reads back, and what cannot be is told in one line."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantune import space
+from quantune.bits import ACTIVATION_BITS, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
+from quantune.config import QuantConfig
+from quantune.errors import UsageError
+
+choices = st.builds(LayerBits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
+names = st.text(min_size=1, max_size=12)
+widths = st.builds(
+    lambda default, layers: BitWidths(default, tuple(layers.items())), choices, st.dictionaries(names, choices)
+)
+
+
+@given(widths)
+def test_widths_print_and_parse(bits: BitWidths) -> None:
+    text = str(bits)
+    assert BitWidths.parse(text) == bits
+    assert "," not in text
+    assert "=" not in text
+
+
+@given(widths)
+def test_a_configuration_prints_to_one_line_and_a_trial_s_parameters_hold_it(bits: BitWidths) -> None:
+    config = QuantConfig(clip="kl", bits=bits)
+    assert QuantConfig.parse(str(config)) == config
+    assert space.from_params(space.to_params(config)) == config
+    assert hash(QuantConfig.parse(str(config))) == hash(config)
+
+
+@given(st.dictionaries(names, choices, min_size=1))
+def test_layers_are_what_they_were_told_to_be(layers: dict[str, LayerBits]) -> None:
+    bits = BitWidths.of_layers(layers.items())
+    assert {name: bits.of(name) for name in layers} == layers
+    assert len(bits.layers) <= len(layers) * (1 - 1 / len(set(layers.values())))  # the default is the commonest
+
+
+def test_eight_bits_everywhere_are_not_printed() -> None:
+    assert "bits" not in str(QuantConfig())
+    assert QuantConfig.parse("bits=w8a8") == QuantConfig()
+    assert BitWidths(LayerBits(4), (("a", LayerBits(4)),)) == BitWidths(LayerBits(4))
+    assert BitWidths().of("any") == LayerBits(8, 8)
+
+
+def test_the_compact_form() -> None:
+    bits = BitWidths.parse("w4/w8:features.0.0+head/w3a4:a#2")
+    assert bits.default == LayerBits(4, 8)
+    assert bits.of("head") == LayerBits(8, 8)
+    assert bits.of("a#2") == LayerBits(3, 4)
+    assert str(bits) == "w4a8/w3a4:a#2/w8a8:features.0.0+head"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "bits '': expected for example w4 or w4a8"),
+        ("4", "bits '4': expected for example w4 or w4a8"),
+        ("w9", "9 bits for weights: expected one of 2, 3, 4, 5, 6, 7, 8"),
+        ("w1", "1 bits for weights"),
+        ("w4a5", "5 bits for activations: expected one of 4, 8"),
+        ("w4/w8", "bits 'w8': expected a choice and its layers"),
+        ("w4/w8:", "a layer has no name"),
+        ("w4/w8:a/w3:a", "layer 'a' is given twice"),
+    ],
+)
+def test_what_cannot_be_read_is_told(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        QuantConfig.parse(f"bits={text}")
+    assert "\n" not in str(error.value)
+
+
+def test_the_space_has_the_bits_to_choose_from() -> None:
+    four = BitWidths(LayerBits(4))
+    assert "bits" not in space.distributions()
+    found = space.distributions([four, UNIFORM_8])["bits"]
+    assert found.choices == ("w4a8", "w8a8")
