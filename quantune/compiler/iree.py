@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +29,23 @@ from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
 logger = logging.getLogger(__name__)
 
 _FACTS = ".facts.gz"
+_DISPATCHES = ".dispatches.gz"
 _FAILURES_KEPT = 20
 _LOG_LIMIT = 1 << 20
 _BYTECODE_MAGIC = b"ML\xefR"
 _ARTIFACT_MAGIC = b"PK\x03\x04"  # a .vmfb is laid out as a zip archive
 _ERROR_LINE = re.compile(r"^ERROR\b|(?:^|[\s:])(?:error|fatal error): |^LLVM ERROR")
 _NOISE = re.compile(r"remark: |: warning: .*(?:deprecated|defaulted to)|^Please report issues |^ *#\d+ 0x|^Stack dump")
-# The run that makes the artifact also writes the program with its dispatches formed; the artifact stays the same.
+# The same compilation, stopped where the dispatches are formed and printed with locations.
 _EVIDENCE_FLAGS = (
+    "--compile-to=flow",
     "--mlir-print-debuginfo",
     "--mlir-elide-elementsattrs-if-larger=16",
     "--mlir-elide-resource-strings-if-larger=16",
 )
+# Verifying the IR after each of IREE's passes takes 40 % of the time. Its input is verified all the same, and a
+# compilation that fails is run again with these checks, for the sake of its message.
+_FAST_FLAGS = ("--verify=false",)
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class CompiledModule:
     """A compiled program.
 
     path: the .vmfb. sha256: of its bytes. seconds: wall time of iree-compile (of the first time, when ``cached``).
-    log: what the compiler printed, without noise. dispatches: MLIR text of the very compilation at the stage where the
-    dispatches are formed, with locations (see quantune.compiler.inspect).
+    log: what the compiler printed, without noise. dispatches: MLIR text of this compilation at the stage where the
+    dispatches are formed, with locations (see quantune.compiler.inspect); empty where it was not asked for.
     """
 
     path: Path
@@ -95,8 +101,11 @@ def compile_module(
     dump_executables: Path | None = None,
     failure_dir: Path | None = None,
     compiler: Path | None = None,
+    explain: bool = True,
 ) -> CompiledModule:
     """Compile MLIR (text or bytecode) to a .vmfb.
+
+    explain: give the dispatches too, by a second process beside the first.
 
     The artifact lies in ``cache``; without one in ``output_dir`` (default: a new temporary folder, left to the caller).
     dump_executables: folder for IREE's kernels, sources and binaries; the cache never answers such a call.
@@ -107,20 +116,26 @@ def compile_module(
     if timeout_s <= 0:
         raise UsageError(f"compile timeout {timeout_s}: expected seconds, more than 0")
     key = program_key(module, target, flags)
-    if cache and not dump_executables and (hit := _read_cached(cache, key)):
+    if cache and not dump_executables and (hit := _read_cached(cache, key, explain=explain)):
         return hit
     binary = compiler or find_compiler()
     try:
-        with tempfile.TemporaryDirectory(prefix="quantune-compile-") as scratch:
-            job = _Job(Path(scratch), binary, module, (*target.flags(), *flags), dump_executables)
-            status = job.run(timeout_s, memory_limit_gib)
-            log = job.log()
-            if reason := _failure(status, log, timeout_s, memory_limit_gib, job.output):
+        with tempfile.TemporaryDirectory(prefix="quantune-compile-") as scratch, ThreadPoolExecutor(1) as beside:
+            options = (*target.flags(), *flags)
+            job = _Job(Path(scratch), binary, module, options, dump_executables)
+            told = beside.submit(_dispatches, binary, module, options, timeout_s, memory_limit_gib) if explain else None
+            for checks in (False, True):
+                status = job.run(timeout_s, memory_limit_gib, checks=checks)
+                log = job.log()
+                reason = _failure(status, log, timeout_s, memory_limit_gib, job.output)
+                if reason is None or status is None:
+                    break
+            if reason:
                 if unknown := _unknown_name(log, target):
                     raise UsageError(unknown)
                 kept = _keep_failure(failure_dir or default_root() / "failures", key, job, log)
                 raise CompileFailed(f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}")
-            dispatches = job.dispatches()
+            dispatches = told.result() if told else ""
             path, digest = _store(job, dispatches, key, cache, output_dir)
     except OSError as error:
         raise CompileFailed(f"compiling for {target}: a file could not be written: {error}") from error
@@ -139,14 +154,15 @@ class _Job:
         self.seconds = 0.0
         self.output = folder / "module.vmfb"
         self.command = [str(binary), self.source.name, "-o", self.output.name, *flags]
-        self._phases = folder / "phases"
-        self._evidence = [f"--dump-compilation-phases-to={self._phases.name}", *_EVIDENCE_FLAGS]
         if dump:
             self.command.append(f"--iree-hal-dump-executable-files-to={dump.resolve()}")
 
-    def run(self, timeout_s: float, memory_limit_gib: float | None) -> int | None:
-        """Return the exit status (negative: the signal that ended it), or None when it ran out of time."""
-        command = self.command + self._evidence
+    def run(self, timeout_s: float, memory_limit_gib: float | None, *, checks: bool) -> int | None:
+        """Return the exit status (negative: the signal that ended it), or None when it ran out of time.
+
+        checks: verify the IR after each pass.
+        """
+        command = self.command if checks else [*self.command, *_FAST_FLAGS]
         if memory_limit_gib is not None:
             command = ["/bin/sh", "-c", f'ulimit -v {int(memory_limit_gib * 2**20)} && exec "$@"', "sh", *command]
         with (self.folder / "log").open("wb") as log:
@@ -175,11 +191,15 @@ class _Job:
         with (self.folder / "log").open("rb") as stream:
             return stream.read(_LOG_LIMIT).decode("utf-8", "replace")
 
-    def dispatches(self) -> str:
-        """Return the text of the flow phase, or an empty text when the compiler wrote none."""
-        for path in self._phases.glob("*.flow.mlir"):
-            return path.read_text(errors="replace")
-        return ""
+
+def _dispatches(
+    binary: Path, module: bytes, flags: Sequence[str], timeout_s: float, memory_limit_gib: float | None
+) -> str:
+    """Return the program as text with its dispatches formed, or nothing where the compilation fails before."""
+    with tempfile.TemporaryDirectory(prefix="quantune-compile-") as scratch:
+        job = _Job(Path(scratch), binary, module, (*flags, *_EVIDENCE_FLAGS), None)
+        status = job.run(timeout_s, memory_limit_gib, checks=True)
+        return job.output.read_text(errors="replace") if status == 0 and job.output.is_file() else ""
 
 
 @contextlib.contextmanager
@@ -258,9 +278,11 @@ def _store(job: _Job, dispatches: str, key: str, cache: ArtifactCache | None, fo
     data = job.output.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if cache:
-        facts = json.dumps({"seconds": job.seconds, "log": _quiet(job.log()), "dispatches": dispatches})
+        facts = json.dumps({"seconds": job.seconds, "log": _quiet(job.log())})
         # The facts go first: a reader that finds the artifact then finds them too.
         cache.put(key, gzip.compress(facts.encode(), mtime=0), _FACTS)
+        if dispatches:
+            cache.put(key, gzip.compress(dispatches.encode(), mtime=0), _DISPATCHES)
         return cache.put(key, data, ".vmfb"), digest
     folder = folder or Path(tempfile.mkdtemp(prefix="quantune-artifact-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,11 +291,13 @@ def _store(job: _Job, dispatches: str, key: str, cache: ArtifactCache | None, fo
     return path, digest
 
 
-def _read_cached(cache: ArtifactCache, key: str) -> CompiledModule | None:
+def _read_cached(cache: ArtifactCache, key: str, *, explain: bool) -> CompiledModule | None:
     packed = cache.get_bytes(key, _FACTS)
     path = cache.get(key, ".vmfb") if packed else None
-    if not packed or not path:
+    dispatches = cache.get_bytes(key, _DISPATCHES) if path else None
+    if not packed or not path or (explain and not dispatches):
         return None
     facts = json.loads(gzip.decompress(packed))
     digest = path.name.split(".")[1]
-    return CompiledModule(path, digest, facts["seconds"], True, facts["log"], facts["dispatches"])
+    told = gzip.decompress(dispatches).decode() if dispatches else ""
+    return CompiledModule(path, digest, facts["seconds"], True, facts["log"], told)

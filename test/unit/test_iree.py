@@ -54,6 +54,34 @@ def test_real_compilation_and_cache(tmp_path: Path) -> None:
     assert plain.path.parent == tmp_path / "out"
 
 
+def test_dispatches_are_told_only_when_asked_for(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path / "cache")
+    first = _compile(tmp_path, cache=cache, explain=False)
+    assert first.dispatches == ""
+    assert _compile(tmp_path, cache=cache, explain=False).cached
+    asked = _compile(tmp_path, cache=cache)
+    assert not asked.cached
+    assert asked.sha256 == first.sha256
+    assert "flow.executable" in asked.dispatches
+    assert _compile(tmp_path, cache=cache).cached
+
+
+def test_dispatches_are_those_of_the_artifact(tmp_path: Path) -> None:
+    told = _compile(tmp_path)
+    again = _compile(tmp_path, module=told.dispatches.encode(), flags=["--compile-from=flow"], explain=False)
+    assert again.sha256 == told.sha256
+
+
+def test_a_failure_is_tried_again_with_all_checks(tmp_path: Path, shim) -> None:
+    body = "unchecked = '--verify=false' in sys.argv\n"
+    body += "if unchecked: print('error: vague'); sys.exit(1)\n"
+    assert _compile(tmp_path, shim(body + "open(out, 'wb').write(b'PK\\x03\\x04')"), explain=False).sha256
+    with pytest.raises(CompileFailed, match="error: clear; reproduce") as caught:
+        _compile(tmp_path, shim(body + "print('error: clear'); sys.exit(1)"), explain=False)
+    script = Path(str(caught.value).rpartition("sh ")[2])
+    assert "--verify" not in script.read_text()
+
+
 def test_damaged_cache_entry_is_compiled_again(tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path / "cache")
     first = _compile(tmp_path, cache=cache)
