@@ -7,7 +7,7 @@ from mlir_passes.cpu.kernels.conv import Tile, Window
 from mlir_passes.cpu.kernels.text import Layout
 
 _LATENCY = 4  # cycles until a product's sum can be added to again
-_STEP_OVERHEAD = 1.0
+_STEP_OVERHEAD = 0.5
 _EPILOGUE = 4.0  # cycles for one accumulator
 _FIRST_CACHE = 32 << 10
 

@@ -19,6 +19,11 @@ from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 
+_FEW_WEIGHTS = 16 << 10
+_AHEAD = 8 << 10
+"""Where more weights than ``_FEW_WEIGHTS`` stream past, how far ahead of their use they are asked for, in elements."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A convolution's or pool's window, and where its first position lies relative to the image's corner."""
@@ -186,6 +191,9 @@ class _Emitter:
         sh, sw = conv.window.strides
         kind = f"vector<{self.lanes * conv.group}x{conv.form.input_element}>"
         weights = [k.load(1, k.add(weight, n * self.lanes * conv.group), kind) for n in range(conv.tile.blocks)]
+        if self.k.bindings[1][1] > _FEW_WEIGHTS:
+            for n in range(conv.tile.blocks):
+                k.prefetch(1, k.add(weight, n * self.lanes * conv.group + _AHEAD))
         pixels = {
             (r, p): self._broadcast(k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride))
             for r, p in dict.fromkeys((r, p) for r, p, _ in self.accs)

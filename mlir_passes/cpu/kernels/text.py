@@ -147,6 +147,10 @@ class Kernel:
         """Load a vector of type ``kind``."""
         return self.op(f"vector.load %m{binding}[{at}] : {self.memory(binding)}, {kind}")
 
+    def prefetch(self, binding: int, at: str) -> None:
+        """Ask for the cache line at an index, which may lie beyond the end."""
+        self.line(f"memref.prefetch %m{binding}[{at}], read, locality<3>, data : {self.memory(binding)}")
+
     def scalar(self, binding: int, at: int) -> str:
         """Load one number."""
         return self.op(f"memref.load %m{binding}[{self.index(at)}] : {self.memory(binding)}")
