@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except QuantuneError as error:
         if debug:
             traceback.print_exc()
-        print(f"quantune-compile: {error}", file=sys.stderr)
+        print(f"quantune-compile: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("quantune-compile: interrupted; the same command resumes", file=sys.stderr)

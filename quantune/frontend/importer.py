@@ -23,7 +23,7 @@ from torch_mlir.compiler_utils import TorchMlirCompilerError
 from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHooks
 
-from quantune.errors import ImportFailed
+from quantune.errors import ImportFailed, UsageError
 from quantune.frontend.folding import fold_batch_norms
 from quantune.model import ImportedModel, from_module
 
@@ -56,17 +56,41 @@ def import_program(program: ExportedProgram, name: str) -> ImportedModel:
 
 
 def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> ImportedModel:
-    """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` stays as it is."""
+    """Export ``model`` (in eval mode) for inputs shaped like ``example`` and import it; ``model`` stays as it is.
+
+    Raises UsageError where the weights are not f32 or the model does not take such inputs, ImportFailed where it does
+    and torch cannot export it.
+    """
+    for weight, value in model.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UsageError(f"model '{name}': '{weight}' is {kind}, expected float32: call .float() on the model")
     training = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(model.eval(), (example,), strict=False)
+            model.eval()
+            _try(model, example, name)
+            program = torch.export.export(model, (example,), strict=False)
+    except UsageError:
+        raise
     except Exception as error:
         raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
     finally:
         for module, mode in training.items():
             module.training = mode
     return import_program(_with_own_state(program), name)
+
+
+def _try(model: torch.nn.Module, example: torch.Tensor, name: str) -> None:
+    """Run the model once: what fails here is the request, not the export."""
+    try:
+        model(example)
+    except Exception as error:  # the model is the user's code, which may raise anything
+        shape = tuple(example.shape)
+        raise UsageError(
+            f"model '{name}' does not run on f32 images of shape {shape}: {_first_line(error)}; "
+            "another shape is given by the images or --image-shape"
+        ) from error
 
 
 @contextlib.contextmanager

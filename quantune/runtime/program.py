@@ -189,4 +189,6 @@ def _load_reason(error: Exception, device: str) -> str:
         return f"a parameter is missing or has another size: {text.splitlines()[0]}"
     if "INCOMPATIBLE" in text:
         return f"the program was compiled for another device than {device}"
+    if "FlatBuffer" in text or "empty file" in text:
+        return "not a compiled program, or a damaged one; expected a .vmfb that this version of IREE made"
     return f"IREE cannot load it: {text.splitlines()[0]}"

@@ -23,11 +23,11 @@
 // INTEGER: arith.mulf
 
 
-// CALIB: quantune-compile: --calib is missing: a quantized configuration needs calibration images
-// FLOAT: quantune-compile: --emit=qdq with precision=f32: nothing is quantized; use --emit=linalg
-// SEARCH: quantune-compile: --calib is missing: a search needs --calib and --eval
-// TYPO: quantune-compile: scheme=asymetric: expected one of {{.*}} (did you mean asymmetric?)
-// MISSING: quantune-compile: model 'nowhere.mlir': No such file
+// CALIB: quantune-compile: error: --calib is missing: a quantized configuration needs calibration images
+// FLOAT: quantune-compile: error: --emit=qdq with precision=f32: nothing is quantized; use --emit=linalg
+// SEARCH: quantune-compile: error: --calib is missing: a search needs --calib and --eval
+// TYPO: quantune-compile: error: scheme=asymetric: expected one of {{.*}} (did you mean asymmetric?)
+// MISSING: quantune-compile: error: model 'nowhere.mlir': No such file
 
 func.func @main(%x: tensor<1x3x8x8xf32>) -> tensor<1x4x6x6xf32> {
   %zero = arith.constant dense<0.0> : tensor<1x4x6x6xf32>

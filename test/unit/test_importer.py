@@ -11,7 +11,7 @@ from torch import nn
 from torch_mlir import ir
 
 from mlir_passes.build import constant_array, layer_of, walk
-from quantune.errors import ImportFailed
+from quantune.errors import ImportFailed, UsageError
 from quantune.frontend.importer import import_module, import_program
 
 X = torch.zeros(1, 3, 8, 8)
@@ -123,8 +123,15 @@ def test_a_model_that_cannot_be_exported_is_one_line(capfd: pytest.CaptureFixtur
 
 
 def test_a_wrong_shape_is_one_line() -> None:
-    with pytest.raises(ImportFailed, match=r"cannot be exported.*channels"):
+    with pytest.raises(UsageError, match=r"'net' does not run on f32 images of shape .*channels.*--image-shape"):
         import_module(nn.Conv2d(4, 2, 1), X, "net")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_weights_of_another_type_are_one_line(kind: torch.dtype) -> None:
+    expected = rf"model 'net': 'weight' is {str(kind)[6:]}, expected float32: call \.float\(\)"
+    with pytest.raises(UsageError, match=expected):
+        import_module(nn.Conv2d(3, 2, 1).to(kind), X, "net")
 
 
 class Largest(nn.Module):

@@ -1,0 +1,266 @@
+"""Scores follow the published formulas, and an allocation is the best there is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlir_passes.network import Network, Node
+from quantune.allocation.budgets import parse_size, scorer
+from quantune.allocation.orthogonality import Orthogonality, importance, orthogonality
+from quantune.allocation.output_error import OutputError, bound, norms
+from quantune.allocation.solve import Allocation, Budget, allocate, weight_bytes
+from quantune.allocation.sqnr import Sqnr
+from quantune.bits import BitWidths, LayerBits
+from quantune.errors import UsageError
+from quantune.numerics import affine
+from quantune.numerics.affine import QuantParams, choose_params, weight_params
+from quantune.numerics.simulate import simulate
+
+W2, W4, W8 = LayerBits(2), LayerBits(4), LayerBits(8)
+RNG = np.random.default_rng(0)
+
+
+def _conv(name: str, source: str, inputs: int, outputs: int, kernel: int = 1, groups: int = 1, side: int = 6) -> Node:
+    weight = RNG.standard_normal((outputs, inputs // groups, kernel, kernel)).astype(np.float32)
+    edge = kernel // 2
+    return Node(
+        name, name, "conv", (source,), (1, outputs, side, side), weight, np.zeros(outputs, np.float32), groups,
+        (kernel, kernel), pads=(edge, edge, edge, edge),
+    )  # fmt: skip
+
+
+NETWORK = Network(
+    (
+        Node("x", "", "input", (), (1, 3, 6, 6)),
+        _conv("a", "x", 3, 8, kernel=3),
+        _conv("b", "a", 8, 8, kernel=3, groups=8),
+        _conv("c", "b", 8, 40),
+        _conv("d", "c", 40, 4, groups=2),
+    ),
+    ("d",),
+)
+
+
+@dataclass
+class Fake:
+    """The network above, simulated: no compiler is needed to test what a scorer computes."""
+
+    network: Network = NETWORK
+    choices: Sequence[LayerBits] = (W2, W4, W8)
+    images: np.ndarray = field(
+        default_factory=lambda: np.random.default_rng(1).standard_normal((5, 3, 6, 6), np.float32)
+    )
+
+    def weights(self, bits: int) -> Mapping[str, QuantParams]:
+        return {n.name: weight_params(n.weight, "channel", "", bits) for n in NETWORK.layers if n.weight is not None}
+
+    def activations(self, bits: int) -> Mapping[str, QuantParams]:
+        return {node.name: choose_params(-9.0, 9.0, "asymmetric", bits) for node in NETWORK.nodes}
+
+    def observe(self, tensors: Sequence[str], images: int) -> Iterator[dict[str, np.ndarray]]:
+        for image in self.images[:images]:
+            found = simulate(NETWORK, {}, {}, image[None])
+            yield {name: found[name] for name in tensors}
+
+    def logits(self, widths: Sequence[BitWidths], images: int) -> Iterator[np.ndarray]:
+        yield self._run(None, images)
+        for bits in widths:
+            yield self._run(bits, images)
+
+    def _run(self, bits: BitWidths | None, images: int) -> np.ndarray:
+        nodes = tuple(
+            node if bits is None or node.weight is None else _rounded(node, self.weights(bits.of(node.name).weights))
+            for node in NETWORK.nodes
+        )
+        network = Network(nodes, ("d",))
+        return np.concatenate([simulate(network, {}, {}, image[None])["d"] for image in self.images[:images]])
+
+
+def _rounded(node: Node, params: Mapping[str, QuantParams]) -> Node:
+    assert node.weight is not None
+    p = params[node.name]
+    weight = affine.dequantize(affine.quantize(node.weight, p), p)
+    return Node(
+        node.name, node.layer, node.kind, node.inputs, node.shape, weight, node.bias, node.groups, node.kernel,
+        pads=node.pads,
+    )  # fmt: skip
+
+
+# Scores
+
+
+@pytest.mark.parametrize("node", NETWORK.layers, ids=lambda node: node.name)
+def test_norms_are_those_of_the_layer_s_own_output(node: Node) -> None:
+    assert node.weight is not None
+    inputs = node.weight.shape[1] * node.groups
+    x = RNG.standard_normal((1, inputs, 6, 6)).astype(np.float32)
+    source = Node("x", "", "input", (), x.shape)
+    fields = (node.bias, node.groups, node.kernel)
+    several = [node.weight, 2 * node.weight, np.zeros_like(node.weight)]
+    alone = [
+        Node(node.name, "", "conv", ("x",), node.shape, weight, *fields, pads=node.pads)  # type: ignore[arg-type]
+        for weight in several
+    ]
+    expected = [np.linalg.norm(simulate(Network((source, one), (one.name,)), {}, {}, x)[one.name]) for one in alone]
+    np.testing.assert_allclose(norms(node, x, np.stack(several)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bound_is_mean_plus_sample_deviation_over_root_delta() -> None:
+    assert bound([1.0, 3.0]) == pytest.approx(2 + math.sqrt(2) / math.sqrt(0.05))
+    assert bound([4.0]) == 4.0
+
+
+def test_output_error_is_that_of_the_weights_and_grows_as_bits_go() -> None:
+    scores = OutputError(images=3)(Fake())
+    assert set(scores) == {"a", "b", "c", "d"}
+    for row in scores.values():
+        assert row[W2] > row[W4] > row[W8] > 0
+
+
+def test_output_error_counts_activations_only_where_they_may_differ() -> None:
+    narrow, wide = LayerBits(4, 4), LayerBits(4, 8)
+    scores = OutputError(images=1)(Fake(choices=(narrow, wide)))
+    plain = OutputError(images=1)(Fake(choices=(wide,)))
+    for name, row in scores.items():
+        assert row[narrow] > row[wide] > plain[name][wide]
+
+
+def test_orthogonality_is_linear_cka() -> None:
+    x, y = RNG.standard_normal((2, 6, 9)).astype(np.float32)
+    centre = np.eye(6) - 1 / 6
+    k, m = centre @ x @ x.T @ centre, centre @ y @ y.T @ centre
+    expected = np.sum(k * m) / (np.linalg.norm(k) * np.linalg.norm(m))
+    found = orthogonality([x, y, 3 * x, np.ones((6, 2), np.float32)])
+    np.testing.assert_allclose(found[0, :3], [1, expected, 1], rtol=1e-4)
+    np.testing.assert_allclose(found[3], [0, 0, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(found, found.T)
+
+
+def test_importance_is_the_mean_of_theta_over_the_layers_from_here_on() -> None:
+    orm = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.1], [0.2, 0.1, 1.0]])
+    theta = np.exp(-2 * np.array([0.7, 0.6, 0.3]))
+    expected = np.array([theta.mean(), theta[1:].mean(), theta[2]])
+    found = importance(orm, beta=2)
+    np.testing.assert_allclose(found / found[0], expected / expected[0])
+
+
+def test_ompq_keeps_the_first_and_the_last_layer_at_eight_bits() -> None:
+    scores = Orthogonality(images=4)(Fake())
+    assert list(scores["a"]) == list(scores["d"]) == [W8]
+    assert scores["b"][W8] < scores["b"][W4] < scores["b"][W2] < 0
+    with pytest.raises(UsageError, match="2 or more calibration images, there is 1"):
+        Orthogonality(images=1)(Fake(images=np.zeros((1, 3, 6, 6), np.float32)))
+
+
+@pytest.mark.parametrize("against", ["f32", "baseline"])
+def test_sqnr_is_of_the_network_s_output_with_one_layer_changed(against: str) -> None:
+    fake = Fake()
+    scores = Sqnr(images=4, against=against)(fake)
+    exact, base, flipped = fake.logits([BitWidths(W8), BitWidths(W8, (("c", W2),))], 4)
+    reference = base if against == "baseline" else exact
+    expected = np.square(flipped - reference).sum() - np.square(base - reference).sum()
+    assert scores["c"][W2] == pytest.approx(float(expected / np.square(exact).sum()), rel=1e-4)
+    assert scores["c"][W8] == 0
+    assert scores["c"][W2] > scores["c"][W4]
+
+
+def test_sqnr_knows_two_references() -> None:
+    with pytest.raises(ValueError, match="expected f32 or baseline"):
+        Sqnr(against="int8")
+
+
+# Allocation
+
+tables = st.integers(1, 4).flatmap(
+    lambda layers: st.lists(
+        st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 30)), min_size=3, max_size=3),
+        min_size=layers, max_size=layers,
+    )
+)  # fmt: skip
+CHOICES = (LayerBits(2), LayerBits(4, 4), LayerBits(8))
+
+
+@settings(deadline=None, max_examples=60)
+@given(tables, st.integers(0, 100), st.booleans())
+def test_an_allocation_is_the_best_of_all(table: list[list[tuple[int, int]]], limit: int, together: bool) -> None:
+    names = [f"l{i}" for i in range(len(table))]
+    scores = {
+        n: {c: float(s) for c, (s, _) in zip(CHOICES, row, strict=True)} for n, row in zip(names, table, strict=True)
+    }
+    costs = {
+        n: {c: float(p) for c, (_, p) in zip(CHOICES, row, strict=True)} for n, row in zip(names, table, strict=True)
+    }
+    points = [
+        dict(zip(names, point, strict=True))
+        for point in itertools.product(CHOICES, repeat=len(names))
+        if not together or len({c.activations for c in point}) == 1
+    ]
+    spent = [sum(costs[n][c] for n, c in point.items()) for point in points]
+    inside = [point for point, cost in zip(points, spent, strict=True) if cost <= limit]
+    agree = [names] if together else []
+    if not inside:
+        with pytest.raises(UsageError, match=f"the smallest possible is {min(spent):g} ms"):
+            allocate(scores, [Budget(costs, limit, "latency", "ms")], agree)
+        return
+    found = allocate(scores, [Budget(costs, limit, "latency", "ms")], agree)
+    best = min(sum(scores[n][c] for n, c in point.items()) for point in inside)
+    assert found.score == pytest.approx(best)
+    assert found.costs["latency"] <= limit
+    chosen = {name: found.bits.of(name) for name in names}
+    assert chosen in inside
+    assert found.score == pytest.approx(sum(scores[n][c] for n, c in chosen.items()))
+
+
+def test_budgets_that_exclude_each_other_are_told() -> None:
+    scores = {"a": {W4: 0.0, W8: 1.0}}
+    budgets = [
+        Budget({"a": {W4: 1.0, W8: 9.0}}, 5.0, "size", "bytes"),
+        Budget({"a": {W4: 9.0, W8: 1.0}}, 5.0, "latency", "ms"),
+    ]
+    with pytest.raises(UsageError, match="no allocation keeps all budgets at once: size 5 bytes, latency 5 ms"):
+        allocate(scores, budgets)
+    with pytest.raises(ValueError, match="no entry for layer 'a' with w8a8"):
+        allocate(scores, [Budget({"a": {W4: 1.0}}, 5.0)])
+
+
+def test_tiny_scores_are_told_apart() -> None:
+    scores = {name: {W2: 3e-12 * i, W8: 0.0} for i, name in enumerate("abcdef", start=1)}
+    costs = {name: {W2: 1.0, W8: 4.0} for name in scores}
+    found: Allocation = allocate(scores, [Budget(costs, 15)])
+    assert {name: found.bits.of(name) for name in scores} == {n: W2 if n in "abc" else W8 for n in scores}
+
+
+def test_weights_are_counted_packed() -> None:
+    sizes = weight_bytes(NETWORK, [LayerBits(3), W8])
+    assert sizes["a"] == {LayerBits(3): 81, W8: 216}
+    assert sizes["b"] == {LayerBits(3): 27, W8: 72}
+
+
+# What users write
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1.2MB", 1_200_000), ("0.5x", 500), ("800kB", 800_000), ("1MiB", 1 << 20), ("77B", 77)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text, 1000) == size
+
+
+@pytest.mark.parametrize("text", ["", "12", "x", "-1MB", "0MB", "1 MB", "1e6B", "nanx", "٣MB"])
+def test_what_is_no_size_is_told(text: str) -> None:
+    with pytest.raises(UsageError, match=r"expected a size such as 1\.2MB"):
+        parse_size(text, 1000)
+
+
+def test_scorers_have_names() -> None:
+    assert isinstance(scorer("orthogonality"), Orthogonality)
+    with pytest.raises(UsageError, match=r"scorer 'snqr': expected one of .* \(did you mean sqnr\?\)"):
+        scorer("snqr")
