@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from quantune.errors import UsageError
 from quantune.model import ImportedModel
 from quantune.plan import QuantizationPlan, Ranges, make_plan, observed
 from quantune.runtime.artifact import Artifact
+from quantune.runtime.devices import processors
 from quantune.runtime.program import Program
 from quantune.space import CALIBRATION_SIZES
 from quantune.versions import versions
@@ -114,14 +116,13 @@ class Builder:
         return self._statistics
 
     def _collect(self) -> Statistics:
-        if self.calib is None:
-            raise UsageError("quantization needs calibration images; name them with --calib (calib=… in Python)")
+        images = self.calibration_images(self._sizes[-1])
+        assert self.calib is not None
         if not self.model.network.layers:
             raise UsageError(
                 f"model '{self.model.name}' has no convolution or matrix product with constant weights to quantize; "
                 "build it with precision=f32 or f16"
             )
-        images = self.calib.first(self._sizes[-1])
         tensors = observed(self.model.network)
         limits = (calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES, calibration.POWER_IMAGES)
         sampling = (limits, self._sizes, tensors)
@@ -130,21 +131,44 @@ class Builder:
         known = self.cache.get_bytes(key, ".npz")
         if known is not None:
             return Statistics.from_bytes(known)
+        total, run = len(images), self._instrumented(tensors)
+        shown = batches(images, self.model.input_shape[0])
+        statistics = calibration.collect(
+            run, shown, len(self.calib), self._sizes, lambda done: self._on_calibration(done, total),
+            threads=processors(),
+        )  # fmt: skip
+        self.cache.put(key, statistics.to_bytes(), ".npz")
+        return statistics
+
+    def observe(self, tensors: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
+        """The f32 network's tensors by name, f32[1, ...], for each of the first ``count`` calibration images."""
+        known = observed(self.model.network)
+        run = self._instrumented(known if set(tensors) <= set(known) else tuple(tensors))
+        for batch in batches(self.calibration_images(count), self.model.input_shape[0]):
+            results = run(batch)
+            for i in range(len(batch)):
+                yield {name: results[name][i : i + 1] for name in tensors}
+
+    def calibration_images(self, count: int) -> Split:
+        """The first ``count`` calibration images, or all there are. Raises UsageError when there are none."""
+        if self.calib is None:
+            raise UsageError("quantization needs calibration images; name them with --calib (calib=… in Python)")
+        return self.calib.first(count)
+
+    def _instrumented(self, tensors: tuple[str, ...]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+        """A function from a batch to tensors of the f32 network, run on this machine's processor."""
         host = Target("cpu")
-        program = self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host)
-        runner = Program(program.path)
+        path = self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host).path
+        own = threading.local()  # a loaded program serves one thread
         size = self.model.input_shape[0]
 
         def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-            results = runner(_full_batch(batch, size))
+            if not hasattr(own, "program"):
+                own.program = Program(path)
+            results = own.program(full_batch(batch, size))
             return {name: values[: len(batch)] for name, values in zip(tensors, results[-len(tensors) :], strict=True)}
 
-        total = len(images)
-        statistics = calibration.collect(
-            run, batches(images, size), len(self.calib), self._sizes, lambda done: self._on_calibration(done, total)
-        )
-        self.cache.put(key, statistics.to_bytes(), ".npz")
-        return statistics
+        return run
 
     # Building
 
@@ -224,7 +248,7 @@ class Builder:
         )
 
 
-def _full_batch(images: np.ndarray, size: int) -> np.ndarray:
+def full_batch(images: np.ndarray, size: int) -> np.ndarray:
     """Pad the last batch by repeating its first image."""
     if len(images) == size:
         return images

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +25,8 @@ SAMPLES = 1 << 12
 """Values of one tensor that one image adds to its histogram, besides the extremes."""
 POWER_IMAGES = 64
 """Images whose channel powers are averaged: enough for a prediction, little work."""
+GROUP_IMAGES = 16
+"""Images that are counted at once: fewer and larger steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,37 +87,109 @@ def collect(
     available: int,
     sizes: Iterable[int],
     on_image: Callable[[int], None] = lambda done: None,
+    *,
+    threads: int = 1,
 ) -> Statistics:
     """Run the instrumented f32 program over the images and keep histograms.
 
-    run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]. available: images that ``batches`` holds in all. A size
-    beyond it gets the statistics of all images. on_image hears how many images are done. Raises UsageError naming a
-    tensor that is not finite.
+    run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]; called from ``threads`` threads at once, whose number
+    changes nothing about the result. available: images that ``batches`` holds in all. A size beyond it gets the
+    statistics of all images. on_image hears how many images are done. Raises UsageError naming a tensor that is not
+    finite.
     """
     wanted = sorted(set(sizes))
     histograms: dict[str, Histogram] = {}
     by_size: dict[int, Mapping[str, Histogram]] = {}
     power: dict[str, NDArray[np.float64]] = {}
     done = 0
-    for batch in batches:
-        tensors = run(batch)
-        for j in range(len(batch)):
-            for name, values in tensors.items():
-                _add(histograms.setdefault(name, Histogram()), name, values[j], done)
-                if done < POWER_IMAGES:
-                    power[name] = power.get(name, 0.0) + _channel_power(values[j])
+    for seen in _in_order(lambda group: _see(run, group), _groups(batches, wanted), threads):
+        for name, histogram in seen.histograms.items():
+            histograms.setdefault(name, Histogram()).merge(histogram)
+        for powers in seen.powers:
+            for name, value in powers.items():
+                power[name] = power.get(name, 0.0) + value
+        for _ in range(seen.images):
             done += 1
-            if done in wanted:
-                by_size[done] = {name: histogram.copy() for name, histogram in histograms.items()}
             on_image(done)
-        if wanted and done >= wanted[-1]:
-            break
+        if done in wanted:
+            by_size[done] = {name: histogram.copy() for name, histogram in histograms.items()}
     if not done:
         raise UsageError("calibration: there are no images")
     for size in wanted:
         by_size.setdefault(size, histograms)
-    seen = min(done, POWER_IMAGES)
-    return Statistics(available, by_size, {name: total / seen for name, total in power.items()})
+    seen_power = min(done, POWER_IMAGES)
+    return Statistics(available, by_size, {name: total / seen_power for name, total in power.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Images that one thread looks at: batches, and the number of the first image."""
+
+    first: int
+    batches: Sequence[NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a group's images gave; powers: one mapping an image, since their sum depends on the order."""
+
+    images: int
+    histograms: Mapping[str, Histogram]
+    powers: Sequence[Mapping[str, NDArray[np.float64]]]
+
+
+def _groups(batches: Iterable[NDArray[np.float32]], wanted: Sequence[int]) -> Iterator[_Group]:
+    """The images in groups of about GROUP_IMAGES; none reaches over a wanted number of images, nor beyond the last."""
+    first, group, count = 0, [], 0
+    for batch in batches:
+        while len(batch):
+            end = next((size for size in wanted if size > first), None)
+            if end is None and wanted:
+                return
+            part = batch if end is None else batch[: end - first - count]
+            group.append(part)
+            count, batch = count + len(part), batch[len(part) :]
+            if count >= GROUP_IMAGES or first + count == end:
+                yield _Group(first, group)
+                first, group, count = first + count, [], 0
+        if wanted and first >= wanted[-1]:
+            return
+    if group:
+        yield _Group(first, group)
+
+
+def _in_order(work: Callable[[_Group], _Seen], groups: Iterable[_Group], threads: int) -> Iterator[_Seen]:
+    """The results in the groups' order, worked out by threads that are at most two groups ahead each."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[_Seen]] = deque()
+        try:
+            for group in groups:
+                pending.append(pool.submit(work, group))
+                if len(pending) >= 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _see(run: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]], group: _Group) -> _Seen:
+    samples: dict[str, list[NDArray[np.float32]]] = {}
+    powers: list[Mapping[str, NDArray[np.float64]]] = []
+    index = group.first
+    for batch in group.batches:
+        tensors = run(batch)
+        for j in range(len(batch)):
+            for name, values in tensors.items():
+                samples.setdefault(name, []).extend(_sample(name, values[j], index))
+            if index < POWER_IMAGES:
+                powers.append({name: _channel_power(values[j]) for name, values in tensors.items()})
+            index += 1
+    histograms = {name: Histogram() for name in samples}
+    for name, parts in samples.items():
+        histograms[name].add(np.concatenate(parts))
+    return _Seen(index - group.first, histograms, powers)
 
 
 def _channel_power(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -122,16 +198,16 @@ def _channel_power(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.einsum("cp,cp->c", flat, flat, dtype=np.float64) / flat.shape[1]
 
 
-def _add(histogram: Histogram, name: str, values: NDArray[np.float32], index: int) -> None:
+def _sample(name: str, values: NDArray[np.float32], index: int) -> list[NDArray[np.float32]]:
+    """What the histogram is to see of one image's tensor: all of a small one, else a part and the extremes."""
     flat = values.reshape(-1)
-    lowest, highest = flat.min(), flat.max()
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
+    extremes = np.array([flat.min(), flat.max()])
+    if not np.isfinite(extremes).all():
         raise UsageError(
             f"calibration image {index}: tensor '{name}' of the f32 model is not finite; "
             "check the weights and the image's scaling"
         )
     limit = SAMPLES if index else FIRST_IMAGE_SAMPLES
     stride = -(-flat.size // limit) | 1  # odd, so that it does not keep step with the channels
-    if stride > 1:
-        flat = np.concatenate([flat[index % stride :: stride], [lowest, highest]])
-    histogram.add(flat)
+    # Copied: a view would keep the whole tensor.
+    return [flat[index % stride :: stride].copy(), extremes] if stride > 1 else [flat.copy()]

@@ -141,6 +141,8 @@ class Histogram:
 
     def _cover(self, low: float, high: float) -> None:
         """Widen the range to include [low, high] and 0, adding pairs of bins until it fits."""
+        if self.minimum <= low and high <= self.maximum:
+            return
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         bottom, top = min(self.minimum, 0.0), max(self.maximum, 0.0)
         exponent = _exponent(bottom, top)

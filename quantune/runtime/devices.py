@@ -49,6 +49,11 @@ def open_device(device: str, *, threads: int = 1) -> Any:
         raise EnvironmentFailure(f"no {driver} device for '{device}': {_reason(error)}; {advice}") from error
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers(threads: int, processors: int) -> int:
     """How many of IREE's workers make the best use of ``threads`` processors out of ``processors``.
 
@@ -106,16 +111,12 @@ def _set_task_threads(threads: int) -> None:
     import iree.runtime as rt
 
     if not _task_threads:
-        rt.flags.parse_flags(f"--task_topology_group_count={workers(threads, _processors())}")
+        rt.flags.parse_flags(f"--task_topology_group_count={workers(threads, processors())}")
         _task_threads.append(threads)
     if _task_threads[0] != threads:
         raise UsageError(
             f"local-task has {_task_threads[0]} threads in this process, and {threads} are asked for; start another"
         )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(error: Exception) -> str:

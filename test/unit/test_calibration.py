@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantune.calibration import FIRST_IMAGE_SAMPLES, POWER_IMAGES, SAMPLES, Statistics, collect
+from quantune.calibration import FIRST_IMAGE_SAMPLES, GROUP_IMAGES, POWER_IMAGES, SAMPLES, Statistics, collect
 from quantune.errors import UsageError
 from quantune.numerics.histogram import Histogram
 
@@ -61,7 +61,7 @@ def test_no_image_beyond_the_largest_size_is_run() -> None:
         return _run(batch)
 
     statistics = collect(run, _batches(_images(9), 2), 9, (3,))
-    assert ran == [2, 2]
+    assert ran == [2, 1]
     assert statistics.at(3)["x"] == _of(_images(9)[:3])
 
 
@@ -141,3 +141,38 @@ def test_power_is_the_mean_square_of_each_channel_on_the_first_images() -> None:
     expected = (images[:POWER_IMAGES].astype(np.float64) ** 2).mean(axis=(0, 2, 3))
     np.testing.assert_allclose(statistics.power["x"], expected, rtol=1e-5)
     np.testing.assert_array_equal(Statistics.from_bytes(statistics.to_bytes()).power["x"], statistics.power["x"])
+
+
+def test_threads_and_groups_make_no_difference() -> None:
+    images = _images(POWER_IMAGES + 5 * GROUP_IMAGES + 3)
+    sizes = (1, POWER_IMAGES + 7, 10_000)
+    one = collect(_run, _batches(images, 3), len(images), sizes)
+    three = collect(_run, _batches(images, 2), len(images), sizes, threads=3)
+    assert one.to_bytes() == three.to_bytes()
+    assert one.at(POWER_IMAGES + 7)["x"] == _of(images[: POWER_IMAGES + 7])
+    assert one.at(10_000)["a/b.0"] == _of(images * 2 + 1)
+
+
+def test_images_are_drawn_only_a_little_ahead_of_the_threads() -> None:
+    drawn = 0
+    most = 0
+
+    def draw() -> Iterator[NDArray[np.float32]]:
+        nonlocal drawn
+        for image in _images(20 * GROUP_IMAGES):
+            drawn += 1
+            yield image[None]
+
+    def heard(done: int) -> None:
+        nonlocal most
+        most = max(most, drawn - done)
+
+    collect(_run, draw(), 20 * GROUP_IMAGES, (20 * GROUP_IMAGES,), heard, threads=2)
+    assert GROUP_IMAGES <= most <= 4 * GROUP_IMAGES
+
+
+def test_the_first_image_that_is_not_finite_is_named_whatever_the_threads() -> None:
+    images = _images(6 * GROUP_IMAGES)
+    images[[GROUP_IMAGES + 2, 4 * GROUP_IMAGES], 0, 1, 1] = np.nan
+    with pytest.raises(UsageError, match=f"image {GROUP_IMAGES + 2}: tensor 'x'"):
+        collect(_run, _batches(images, 1), len(images), (len(images),), threads=4)
