@@ -20,13 +20,14 @@ from quantune.data.splits import Split, open_splits
 from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
 from quantune.model import ImportedModel, read_model
-from quantune.proxies import Proxies
+from quantune.proxies import ARCHITECTURE, FEATURES, Proxies
 from quantune.reporting import describe, write_reports
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.strategies import check as check_strategy
+from quantune.search.transfer import PastStudy, shipped, usable
 from quantune.search.tuner import tune
 from quantune.versions import versions
 
@@ -107,6 +108,7 @@ def compile(
     threads: int = 1,
     options: ModelOptions | None = None,
     storage: str | None = None,
+    transfer: bool = True,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -115,6 +117,7 @@ def compile(
 
     model: a reference (torchvision:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir), a torch module or an exported program.
     calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
+    transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
     measured. The same call continues an interrupted search. Raises QuantuneError with one line for the user.
     """
@@ -151,6 +154,7 @@ def compile(
             baselines=FLOATS,
             features=proxies.features,
             prior=proxies.prior,
+            past=_past(imported) if transfer else (),
             retime=evaluator.retime,
             on_event=progress.on_event,
             storage=storage,
@@ -319,6 +323,12 @@ def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, st
         "target": f"{builder.target}, {threads} threads",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
+
+
+def _past(imported: ImportedModel) -> tuple[PastStudy, ...]:
+    """What was measured on other models."""
+    names = (*FEATURES, *ARCHITECTURE)
+    return usable(shipped(), model=imported.name, fingerprint=imported.fingerprint, feature_names=names)
 
 
 def _splits(calib: DataLike, evaluation: DataLike) -> tuple[Split, Split]:

@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "--sampler", default="xgboost", metavar="S", help="xgboost (default), random, grid, genetic or tpe"
     )
     search.add_argument("--seed", type=int, default=0, metavar="N")
+    search.add_argument("--no-transfer", action="store_true", help="search without what was measured on other models")
     search.add_argument(
         "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
     )
@@ -164,7 +165,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
-            options=_options(arguments), storage=arguments.storage, progress=display.progress,
+            options=_options(arguments), storage=arguments.storage, transfer=not arguments.no_transfer,
+            progress=display.progress,
         )  # fmt: skip
     console.show(result, Path(folder))
     if result.tuning.interrupted:

@@ -8,13 +8,19 @@ import numpy as np
 from scipy.stats import norm, rankdata
 
 from quantune.search.cost_model import CostModel, CostModelOptions
+from quantune.search.kriging import Kriging
+
+Prediction = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation, each of shape (n,)."""
 
 NOVELTY = 0.3
 """Standard deviation, in units of the target's, added for a candidate as far from all rows as the farthest one."""
 PRIOR_WEIGHT = 10.0
 """How many observed rows the slope expected of the prior counts as."""
+PAST_VARIANCE = 2.0
+"""Of the scores of a model's configurations."""
 
-POOR_ODDS = 0.1
+POOR_ODDS = 0.25
 """Relative to the best odds of any candidate, where poor ones begin."""
 HOPELESS = 1e6
 
@@ -23,7 +29,7 @@ HOPELESS = 1e6
 class Observations:
     """Measured rows.
 
-    x: features (n, d); place: the configuration columns alone, for distances; value: (n,), larger is better;
+    x: features (n, d); place: positions in the space (n, k), for distances; value: (n,), larger is better;
     constraints: name to (n,), kept when 0 or less, NaN where unknown; failed, failed_place: rows (m, d) that could not
     be measured; merit: (n,), what the prior said of each row, or None without a prior.
     """
@@ -46,13 +52,34 @@ class Candidates:
     merit: np.ndarray | None = None
 
 
-def acquisition(seen: Observations, candidates: Candidates, *, seed: int, options: CostModelOptions) -> np.ndarray:
+@dataclass(frozen=True)
+class Past:
+    """Rows measured on other models; x, place as in `Observations`.
+
+    study: (n,), 0 or more, tells the models apart. score: (n,), on the scale of the values that are searched.
+    """
+
+    x: np.ndarray
+    place: np.ndarray
+    study: np.ndarray
+    score: np.ndarray
+
+
+def foresight(past: Past, candidates: Candidates, *, seed: int, options: CostModelOptions) -> np.ndarray:
+    """The score (n,) expected of each candidate of a model that has measured nothing yet."""
+    nothing = Observations(past.x[:0], past.place[:0], past.score[:0], past.x[:0], past.place[:0])
+    return np.mean([mean for mean, _ in _with_past(nothing, past, candidates, seed, options)], axis=0)
+
+
+def acquisition(
+    seen: Observations, candidates: Candidates, *, seed: int, options: CostModelOptions, past: Past | None = None
+) -> np.ndarray:
     """The worth of measuring each candidate, shape (n,), larger first.
 
     Expected improvement over the best value that keeps all constraints, times the probability of keeping them and of
     not failing. While nothing keeps the constraints, finding something that does is all. Candidates with poor odds come
     after all others: where little improvement is expected anywhere, the product alone would gamble on them again and
-    again.
+    again. past: rows of other models on the scale of seen.value; they take the place of merit.
     """
     novelty = _novelty(candidates.place, np.vstack([seen.place, seen.failed_place]))
     odds = np.ones(len(candidates.x))
@@ -62,25 +89,70 @@ def acquisition(seen: Observations, candidates: Candidates, *, seed: int, option
         odds *= _probability_kept(limits, seen, candidates, novelty, seed + 1 + offset, options)
     if len(seen.failed):
         odds *= _probability_measured(seen, candidates, seed, options)
-    worth = odds * _expected_improvement(seen, kept, candidates, novelty, seed, options) if kept.any() else odds
+    if not kept.any():
+        worth = odds
+    else:
+        worth = odds * _expected_improvement(seen, past, kept, candidates, novelty, seed, options)
     return np.where(odds < POOR_ODDS * odds.max(), worth - HOPELESS, worth)
 
 
 def _expected_improvement(
     seen: Observations,
+    past: Past | None,
     kept: np.ndarray,
     candidates: Candidates,
     novelty: np.ndarray,
     seed: int,
     options: CostModelOptions,
 ) -> np.ndarray:
-    # Ranks, because a quantized network that collapses is arbitrarily bad: squared error would be spent on the losers.
-    target = rankdata(seen.value) / len(seen.value)
-    merit = None if seen.constraints else (seen.merit, candidates.merit)
-    mean, std = _predict(target, seen, candidates, novelty, seed, options, merit, sign=1.0)
+    """The mean of what the trees and the Gaussian process expect: where they differ, both get their turn."""
+    if past is None:
+        # Ranks, because a quantized network that collapses is arbitrarily bad: squared error would be spent on losers.
+        target = rankdata(seen.value) / len(seen.value)
+        guides = _alone(target, seen, candidates, novelty, seed, options)
+    else:
+        target = seen.value
+        guides = _with_past(seen, past, candidates, seed, options)
     best = float(target[kept].max())
-    z = (mean - best) / std
-    return std * (z * norm.cdf(z) + norm.pdf(z)) + 1e-9 * mean  # the mean decides where the improvement underflows
+    worth = np.zeros(len(candidates.x))
+    for mean, std in guides:
+        z = (mean - best) / std
+        worth += std * (z * norm.cdf(z) + norm.pdf(z)) + 1e-9 * mean  # the mean decides where improvement underflows
+    return worth / len(guides)
+
+
+def _alone(
+    target: np.ndarray,
+    seen: Observations,
+    candidates: Candidates,
+    novelty: np.ndarray,
+    seed: int,
+    options: CostModelOptions,
+) -> list[Prediction]:
+    """What trees and a Gaussian process say; both start from the prior's line, if there is one."""
+    merit = None if seen.constraints else (seen.merit, candidates.merit)
+    trees = _predict(target, seen, candidates, novelty, seed, options, merit, sign=1.0)
+    line, ahead, spread = _prior_line(target, len(candidates.x), merit, sign=1.0)
+    k, study = seen.place.shape[1], np.full(len(target), -1)
+    process = Kriging(seen.place, seen.x[:, k:], study, target - line, variance=spread**2)
+    mean, std = process.predict(candidates.place, candidates.x[:, k:], -1)
+    return [trees, (mean + ahead, std)]
+
+
+def _with_past(
+    seen: Observations, past: Past, candidates: Candidates, seed: int, options: CostModelOptions
+) -> list[Prediction]:
+    """What trees and a Gaussian process, each trained on the rows of all models, say of the candidates."""
+    own = np.repeat([0.0, 1.0], [len(past.x), len(seen.x)])[:, None]
+    y = np.concatenate([past.score, seen.value])
+    trees = CostModel(seed=seed, options=options).fit(np.hstack([np.vstack([past.x, seen.x]), own]), y)
+    mean, std = trees.predict(np.hstack([candidates.x, np.ones((len(candidates.x), 1))]))
+    study = np.concatenate([past.study, np.full(len(seen.x), -1)])
+    k = past.place.shape[1]  # the columns behind the configuration's are features
+    process = Kriging(
+        np.vstack([past.place, seen.place]), np.vstack([past.x, seen.x])[:, k:], study, y, variance=PAST_VARIANCE
+    )
+    return [(mean, std + 1e-3), process.predict(candidates.place, candidates.x[:, k:], -1)]
 
 
 def _probability_kept(
@@ -130,14 +202,21 @@ def _predict(
     sign: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the target: a line through the prior's merit (if any) plus trees on what it leaves."""
-    spread = float(target.std()) or 1.0
-    known, ahead = merit or (None, None)
-    line, line_ahead = np.zeros(len(target)), np.zeros(len(candidates.x))
-    if known is not None and ahead is not None:
-        slope, offset = _line(known, target, sign * spread)
-        line, line_ahead = slope * known + offset, slope * ahead + offset
+    line, line_ahead, spread = _prior_line(target, len(candidates.x), merit, sign=sign)
     mean, std = CostModel(seed=seed, options=options).fit(seen.x, target - line).predict(candidates.x)
     return mean + line_ahead, np.sqrt(std**2 + (NOVELTY * spread * novelty) ** 2 + (1e-3 * spread) ** 2)
+
+
+def _prior_line(
+    target: np.ndarray, count: int, merit: tuple[np.ndarray | None, np.ndarray | None] | None, *, sign: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """What the prior's merit says of the rows and of the candidates, 0 without a prior, and the target's deviation."""
+    spread = float(target.std()) or 1.0
+    known, ahead = merit or (None, None)
+    if known is None or ahead is None:
+        return np.zeros(len(target)), np.zeros(count), spread
+    slope, offset = _line(known, target, sign * spread)
+    return slope * known + offset, slope * ahead + offset, spread
 
 
 def _line(merit: np.ndarray, target: np.ndarray, expected: float) -> tuple[float, float]:

@@ -18,8 +18,8 @@ class CostModelOptions:
     The rows are few (tens), so the trees are shallow and one thread is several times faster than many.
     """
 
-    members: int = 8
-    rounds: int = 40
+    members: int = 4
+    rounds: int = 60
     depth: int = 4
     learning_rate: float = 0.2
     regularization: float = 0.3

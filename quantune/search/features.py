@@ -15,6 +15,9 @@ Params = Mapping[str, Any]
 Space = Mapping[str, BaseDistribution]
 FeatureHook = Callable[[Params], Sequence[float]]
 
+CROSSES = (("calib", "clip"),)
+"""Pairs of parameters whose combinations get a column of their own: a range clipped on one image is another thing."""
+
 LOG_RATIO = 100.0
 """A range spanning at least this factor is encoded by its logarithm (calibration sizes 1 to 10000)."""
 
@@ -34,17 +37,41 @@ class Encoder:
 
     def __call__(self, rows: Sequence[Params]) -> np.ndarray:
         """Encode; the result is float32 of shape (len(rows), columns). A non-finite extra feature counts as missing."""
-        own = self.configuration(rows)
+        own = self.known(rows)
         if self.extra is None or not rows:
             return own
         extra = np.asarray([list(self.extra({**self.constants, **row})) for row in rows], dtype=np.float32)
         extra[~np.isfinite(extra)] = np.nan
         return np.hstack([own, extra])
 
+    def known(self, rows: Sequence[Params]) -> np.ndarray:
+        """The columns that need no `extra`: the configuration's, and one for each combination of `CROSSES`."""
+        columns = []
+        for first, second in CROSSES:
+            one, two = self.space.get(first), self.space.get(second)
+            if not isinstance(one, CategoricalDistribution) or not isinstance(two, CategoricalDistribution):
+                continue
+            pairs = itertools.product(one.choices, two.choices)
+            columns.extend([float((r[first], r[second]) == pair) for r in rows] for pair in pairs)
+        crossed = np.asarray(columns, dtype=np.float32).reshape(len(columns), len(rows)).T
+        return np.hstack([self.configuration(rows), crossed])
+
     def configuration(self, rows: Sequence[Params]) -> np.ndarray:
         """The columns of the configuration alone, all in [0, 1]: distances between rows are meaningful."""
         columns = [c for name, dist in self.space.items() for c in _columns(dist, [row[name] for row in rows])]
         return np.asarray(columns, dtype=np.float32).reshape(len(columns), len(rows)).T
+
+    def place(self, rows: Sequence[Params]) -> np.ndarray:
+        """Positions of rows, shape (len(rows), columns): Manhattan distance counts parameters that differ.
+
+        A number counts by how far it moves within its range, another choice counts 1.
+        """
+        columns: list[list[float]] = []
+        for name, dist in self.space.items():
+            own = _columns(dist, [row[name] for row in rows])
+            weight = 1.0 if len(own) == 1 else 0.5  # another choice changes two columns
+            columns.extend([weight * v for v in column] for column in own)
+        return np.asarray(columns, dtype=np.float64).reshape(len(columns), len(rows)).T
 
 
 def _columns(dist: BaseDistribution, values: list[Any]) -> list[list[float]]:

@@ -13,12 +13,17 @@ from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from quantune.search.acquisition import Candidates, Observations, acquisition
+from quantune.search.acquisition import Candidates, Observations, Past, acquisition, foresight
 from quantune.search.cost_model import CostModelOptions
 from quantune.search.features import Encoder, FeatureHook, Params, enumerate_space, key_of, values_of
+from quantune.search.transfer import PastStudy, rows_in, score
 
 Prior = Callable[[Params], float]
 _PROPOSAL = "quantune:proposal"
+
+STARTUPS = 4
+STARTUPS_WITH_PRIOR = 8
+"""A prior beats a model of few rows."""
 
 
 class XGBoostSampler(BaseSampler):
@@ -32,12 +37,13 @@ class XGBoostSampler(BaseSampler):
     finished, failed, was pruned or is running. Larger spaces are sampled. Constraints set by ``Trial.set_constraint``
     are modelled and kept; regions in which trials fail are avoided.
 
-    seed: None draws one. n_startup_trials: measured before the model is asked; by default 8 chosen by `prior` if there
-    is one (it beats a model of few rows), else 4 at random. independent_sampler: for parameters outside the common
-    space. space: the whole search space; without it, it is inferred from finished trials, as Optuna does, so that the
+    seed: None draws one. n_startup_trials: measured before the model is asked; by default none if `past` tells of this
+    space, else `STARTUPS` at random, or `STARTUPS_WITH_PRIOR` by `prior`. independent_sampler: for parameters outside
+    the common space. space: the whole search space; without it, it is inferred from finished trials, as Optuna does, so that the
     first proposals are independent draws. features: numbers appended to a point's encoding. prior: merit of a point
-    before measuring it (larger is better): past studies (`TransferPrior`) or a proxy such as predicted noise.
-    n_candidates: drawn in spaces too large to list.
+    before measuring it (larger is better), such as predicted noise; not asked with `past`, where features say it.
+    past, reference: finished studies of other models and the f32 accuracy of this one (a fraction), for studies that
+    maximize accuracy; both or none. n_candidates: drawn in spaces too large to list.
     """
 
     def __init__(
@@ -49,12 +55,14 @@ class XGBoostSampler(BaseSampler):
         space: Mapping[str, BaseDistribution] | None = None,
         features: FeatureHook | None = None,
         prior: Prior | None = None,
+        past: Sequence[PastStudy] = (),
+        reference: float | None = None,
         n_candidates: int = 512,
         model: CostModelOptions | None = None,
     ) -> None:
-        if n_startup_trials is None:
-            n_startup_trials = 4 if prior is None else 8
-        if n_startup_trials < 0 or n_candidates < 1:
+        if bool(past) != (reference is not None):
+            raise ValueError("past studies need the reference of this one, and the other way round")
+        if (n_startup_trials is not None and n_startup_trials < 0) or n_candidates < 1:
             raise ValueError("n_startup_trials must be 0 or more and n_candidates 1 or more")
         self._seed = int(np.random.SeedSequence().entropy % 2**63) if seed is None else seed  # type: ignore[operator]
         self._n_startup_trials = n_startup_trials
@@ -62,6 +70,8 @@ class XGBoostSampler(BaseSampler):
         self._space = None if space is None else dict(space)
         self._features = features
         self._prior = prior
+        self._past = tuple(past)
+        self._reference = reference
         self._n_candidates = n_candidates
         self._model = model or CostModelOptions()
 
@@ -88,10 +98,11 @@ class XGBoostSampler(BaseSampler):
         rng = np.random.default_rng([self._seed % 2**63, trial.number])
         history = _History(study, trial, search_space)
         points = self._candidates(history, search_space, rng)
-        if len(history.measured) < self._n_startup_trials or not history.values:
-            point = points[self._startup_choice(points, rng)]
+        past = self._known_before(study, search_space, points[0])
+        if history.values and len(history.measured) >= self._startups(past):
+            point = points[_argmax(self._worth(points, history, search_space, past), rng)]
         else:
-            point = points[_argmax(self._worth(points, history, search_space), rng)]
+            point = points[self._startup_choice(points, search_space, past, rng)]
         # Parameters reach the storage one by one as they are suggested; other workers must see the whole point at once.
         study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, point)
         return point
@@ -107,7 +118,23 @@ class XGBoostSampler(BaseSampler):
             sampler = RandomSampler(seed=int(np.random.SeedSequence(words).generate_state(1)[0]))
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _startup_choice(self, points: Sequence[Params], rng: np.random.Generator) -> int:
+    def _startups(self, past: Past | None) -> int:
+        if self._n_startup_trials is not None:
+            return self._n_startup_trials
+        if past is not None:
+            return 0
+        return STARTUPS if self._prior is None else STARTUPS_WITH_PRIOR
+
+    def _startup_choice(
+        self,
+        points: Sequence[Params],
+        space: Mapping[str, BaseDistribution],
+        past: Past | None,
+        rng: np.random.Generator,
+    ) -> int:
+        if past is not None:
+            candidates = self._encoded(points, self._encoder(space))
+            return _argmax(foresight(past, candidates, seed=self._seed % 2**63, options=self._model), rng)
         merit = self._merit(points)
         return int(rng.integers(len(points))) if merit is None else _argmax(merit, rng)
 
@@ -136,22 +163,55 @@ class XGBoostSampler(BaseSampler):
             points.append(point)
         return points
 
-    def _worth(self, points: Sequence[Params], history: _History, space: Mapping[str, BaseDistribution]) -> np.ndarray:
-        encode = Encoder(space, self._features, self._constants)
+    def _worth(
+        self,
+        points: Sequence[Params],
+        history: _History,
+        space: Mapping[str, BaseDistribution],
+        past: Past | None,
+    ) -> np.ndarray:
+        encode = self._encoder(space)
         rows = [*history.measured, *history.running]
         lie = [float(np.mean(history.values))] * len(history.running)
+        value = np.asarray([*history.values, *lie])
         seen = Observations(
             x=encode(rows),
-            place=encode.configuration(rows),
-            value=np.asarray([*history.values, *lie]),
+            place=encode.place(rows),
+            value=value if past is None or self._reference is None else score(value, self._reference),
             failed=encode(history.failed),
-            failed_place=encode.configuration(history.failed),
+            failed_place=encode.place(history.failed),
             constraints={n: np.asarray([*c, *([np.nan] * len(lie))]) for n, c in history.constraints.items()},
             merit=self._merit(rows),
         )
-        candidates = Candidates(encode(points), encode.configuration(points), self._merit(points))
         seed = int(np.random.SeedSequence([self._seed % 2**63, history.number]).generate_state(1)[0])
-        return acquisition(seen, candidates, seed=seed, options=self._model)
+        return acquisition(seen, self._encoded(points, encode), seed=seed, options=self._model, past=past)
+
+    def _known_before(self, study: Study, space: Mapping[str, BaseDistribution], example: Params) -> Past | None:
+        """The rows of past studies that are points of the space (`example` is one); None without any."""
+        if study.direction == StudyDirection.MINIMIZE or self._reference is None:
+            return None
+        encode, whole = self._encoder(space), {**(self._space or {}), **space}
+        width = encode([example]).shape[1] - encode.known([example]).shape[1]
+        parts = []
+        for number, known in enumerate(self._past):
+            kept = rows_in(known, whole)
+            rows = [known.rows[i] for i in kept]
+            if not rows:
+                continue
+            params = [p for p, _ in rows]
+            extra = np.full((len(rows), width), np.nan, dtype=np.float32)
+            if known.features and len(known.features[0]) == width:
+                extra = np.asarray([known.features[i] for i in kept], dtype=np.float32)
+            values = score(np.asarray([v for _, v in rows]), known.reference)
+            x = np.hstack([encode.known(params), extra])
+            parts.append((x, encode.place(params), np.full(len(rows), number), values))
+        return Past(*(np.concatenate(p) for p in zip(*parts, strict=True))) if parts else None
+
+    def _encoder(self, space: Mapping[str, BaseDistribution]) -> Encoder:
+        return Encoder(space, self._features, self._constants)
+
+    def _encoded(self, points: Sequence[Params], encode: Encoder) -> Candidates:
+        return Candidates(encode(points), encode.place(points), self._merit(points))
 
     def _merit(self, points: Sequence[Params]) -> np.ndarray | None:
         if self._prior is None:

@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from quantune.errors import UsageError
 from quantune.search.features import FeatureHook, enumerate_space
 from quantune.search.sampler import Prior, XGBoostSampler
+from quantune.search.transfer import PastStudy
 
 NAMES = ("xgboost", "random", "grid", "genetic", "tpe")
 _REPEATS = 20
@@ -37,6 +38,7 @@ class Strategy:
         seed: int,
         features: FeatureHook | None = None,
         prior: Prior | None = None,
+        past: Sequence[PastStudy] = (),
     ) -> None:
         check(name, seed)
         self._name = name
@@ -44,20 +46,32 @@ class Strategy:
         self._seed = seed
         self._features = features
         self._prior = prior
+        self._past = tuple(past)
         self._repeats = 0
         self.points = enumerate_space(space)
         if name == "grid" and self.points is None:
             raise UsageError("sampler 'grid': the space has too many points to list; use xgboost, tpe or random")
 
-    def sampler(self, finished: int) -> BaseSampler:
-        """The Optuna sampler behind the name; `finished` trials exist already, so that a resumed study draws anew."""
+    def sampler(self, finished: int, reference: float | None = None) -> BaseSampler:
+        """The Optuna sampler behind the name; `finished` trials exist already, so that a resumed study draws anew.
+
+        reference: the f32 accuracy where accuracy is the goal; without it past studies are not used.
+        """
         seed = (self._seed + 1_000_003 * finished) % 2**32
         if self._name == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
         if self._name == "genetic":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=8)
         if self._name == "xgboost":
-            return XGBoostSampler(seed=self._seed, space=self._space, features=self._features, prior=self._prior)
+            past = self._past if reference is not None else ()
+            return XGBoostSampler(
+                seed=self._seed,
+                space=self._space,
+                features=self._features,
+                prior=self._prior,
+                past=past,
+                reference=reference if past else None,
+            )
         return optuna.samplers.RandomSampler(seed=seed)
 
     def ask(self, study: Study, unvisited: Sequence[Mapping[str, Any]] | None) -> Trial:

@@ -1,70 +1,102 @@
-"""What finished studies of other models say about a configuration before this model has measured anything."""
+"""Finished studies of other models: what they say of a configuration, and the file that keeps them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from quantune.errors import UsageError
-from quantune.search.cost_model import CostModel
-from quantune.search.features import Encoder, Params, Space, key_of
+from quantune.search.features import Params, Space
 
-FORMAT = "quantune-transfer-1"
+FORMAT = "quantune-transfer-2"
+SHIPPED = "studies.json"
+RESOLUTION = 0.001
+"""Drops of accuracy below this (a tenth of a point) are counted, larger ones are compared by their ratio."""
 
 
 @dataclass(frozen=True)
 class PastStudy:
-    """The measured rows of one model: parameters and the value reached (larger is better)."""
+    """The measured rows of one model.
+
+    rows: parameters and the accuracy reached, a fraction. reference: the accuracy of its f32 artifact. feature_names,
+    features: the numbers known of each row before it was measured, in the order of rows; empty where none were kept.
+    fingerprint: of the model with its weights. provenance: how the rows were measured, in words.
+    """
 
     model: str
     rows: tuple[tuple[Params, float], ...]
+    reference: float
+    feature_names: tuple[str, ...] = ()
+    features: tuple[tuple[float, ...], ...] = ()
+    fingerprint: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for value in (self.reference, *(v for _, v in self.rows)):
+            if not 0.0 <= value <= 1.0:  # also false for NaN
+                raise ValueError(f"accuracy {value}: expected a fraction between 0 and 1")
+        widths = {len(row) for row in self.features}
+        if self.features and (len(self.features) != len(self.rows) or widths != {len(self.feature_names)}):
+            raise ValueError(f"features of {self.model}: expected {len(self.feature_names)} numbers for each row")
 
 
-class TransferPrior:
-    """Merit of a configuration in [0, 1]: its mean percentile rank in the past studies (1 is the best of each).
+def score(value: np.ndarray, reference: float) -> np.ndarray:
+    """Accuracies (fractions) on a scale that models share: about minus the logarithm of the drop against f32.
 
-    Ranks, not accuracies, because models differ in how far and how suddenly they fall. A configuration no past study
-    measured gets the prediction of a cost model trained on the others. On the published ImageNet tables this plain mean
-    needs fewer trials than boosted trees trained on the same rows.
+    A network that collapses is arbitrarily bad, and what matters is the order among the good ones.
     """
+    return -np.arcsinh((reference - np.asarray(value, dtype=np.float64)) / (2 * RESOLUTION))
 
-    def __init__(self, studies: Iterable[PastStudy], space: Space) -> None:
-        self._space = dict(space)
-        self._encode = Encoder(self._space)
-        self._known: dict[tuple[float, ...], list[float]] = {}
-        params: list[Params] = []
-        merits: list[float] = []
-        for study in studies:
-            rows = [(p, v) for p, v in study.rows if _fits(p, self._space)]
-            if not rows:
-                continue
-            ranks = rankdata([v for _, v in rows]) / len(rows)
-            for (row, _), merit in zip(rows, ranks, strict=True):
-                self._known.setdefault(key_of(row, self._space), []).append(float(merit))
-                params.append(row)
-                merits.append(float(merit))
-        self._model = CostModel().fit(self._encode.configuration(params), np.asarray(merits)) if params else None
 
-    def __call__(self, params: Params) -> float:
-        """The merit; 0.5 when there is no past study."""
-        seen = self._known.get(key_of(params, self._space))
-        if seen:
-            return float(np.mean(seen))
-        if self._model is None:
-            return 0.5
-        return float(self._model.predict(self._encode.configuration([params]))[0][0])
+def usable(
+    studies: Iterable[PastStudy], *, model: str, fingerprint: str = "", feature_names: Sequence[str] = ()
+) -> tuple[PastStudy, ...]:
+    """The studies of other models; features of other names than the search's own are dropped.
+
+    A study of the same model (by name or fingerprint) is left out: it may be of other images or another compiler, and
+    it would make a search look better than it is for anybody else's model.
+    """
+    kept = [s for s in studies if s.model != model and not (fingerprint and s.fingerprint == fingerprint)]
+    names = tuple(feature_names)
+    return tuple(s if s.feature_names == names else replace(s, feature_names=(), features=()) for s in kept)
+
+
+def rows_in(study: PastStudy, space: Space) -> list[int]:
+    """The indices of the rows that are points of the space."""
+    return [i for i, (params, _) in enumerate(study.rows) if _fits(params, space)]
+
+
+def shipped() -> tuple[PastStudy, ...]:
+    """The studies that come with the package."""
+    with resources.as_file(resources.files("quantune.search") / "data" / SHIPPED) as path:
+        return load_studies(path)
 
 
 def save_studies(path: Path, studies: Sequence[PastStudy]) -> None:
-    """Write past studies as JSON."""
-    rows = [{"model": s.model, "rows": [{"params": dict(p), "value": v} for p, v in s.rows]} for s in studies]
-    path.write_text(json.dumps({"format": FORMAT, "studies": rows}, indent=1) + "\n", encoding="utf-8")
+    """Write past studies as JSON, a row a line; features keep four decimals."""
+    blocks = []
+    for study in studies:
+        head = {
+            "model": study.model,
+            "fingerprint": study.fingerprint,
+            "provenance": dict(study.provenance),
+            "reference": study.reference,
+            "feature_names": list(study.feature_names),
+        }
+        features = study.features or ((),) * len(study.rows)
+        rows = [
+            json.dumps({"params": dict(params), "value": value, "features": [round(f, 4) for f in extra]})
+            for (params, value), extra in zip(study.rows, features, strict=True)
+        ]
+        blocks.append(json.dumps(head)[:-1] + ', "rows": [\n' + ",\n".join(rows) + "\n]}")
+    text = f'{{"format": "{FORMAT}", "studies": [\n' + ",\n".join(blocks) + "\n]}\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def load_studies(path: Path) -> tuple[PastStudy, ...]:
@@ -73,16 +105,26 @@ def load_studies(path: Path) -> tuple[PastStudy, ...]:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, Mapping) or value.get("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
-        return tuple(
-            PastStudy(str(s["model"]), tuple((dict(r["params"]), float(r["value"])) for r in s["rows"]))
-            for s in value["studies"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a file of past studies ({error})") from error
+        return tuple(_study(s) for s in value["studies"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not a file of past studies ({type(error).__name__}: {error})") from error
+
+
+def _study(value: Mapping[str, Any]) -> PastStudy:
+    features = tuple(tuple(float(f) for f in r["features"]) for r in value["rows"])
+    return PastStudy(
+        model=str(value["model"]),
+        rows=tuple((dict(r["params"]), float(r["value"])) for r in value["rows"]),
+        reference=float(value["reference"]),
+        feature_names=tuple(map(str, value["feature_names"])),
+        features=features if value["feature_names"] else (),
+        fingerprint=str(value["fingerprint"]),
+        provenance={str(k): str(v) for k, v in value["provenance"].items()},
+    )
 
 
 def _fits(params: Params, space: Space) -> bool:
     try:
         return all(dist._contains(dist.to_internal_repr(params[name])) for name, dist in space.items())
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         return False

@@ -44,6 +44,7 @@ from quantune.search.result import TuningResult, TuningTrial, choose, pareto_fro
 from quantune.search.sampler import Prior
 from quantune.search.store import DATABASE, Store, lease, quarantine
 from quantune.search.strategies import Strategy, describe_space
+from quantune.search.transfer import PastStudy
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def tune(
     first: Sequence[QuantConfig] = (QuantConfig(),),
     features: FeatureHook | None = None,
     prior: Prior | None = None,
+    past: Sequence[PastStudy] = (),
     retime: Retime | None = None,
     finalists: int = 4,
     on_event: Callable[[TuningEvent], None] | None = None,
@@ -80,14 +82,15 @@ def tune(
 
     evaluate: measures one configuration; any exception but UsageError and EnvironmentFailure fails that trial only.
     fingerprint: what must not change between sessions (model, data, target, flags). baselines: measured before the
-    search, f32 among them. first: measured before the sampler is asked. retime: re-measures the finalists' latencies
-    (ms) side by side. storage: an Optuna storage URL instead of the folder's own file; then several machines may search
-    together. A KeyboardInterrupt ends the search and is returned as ``interrupted=True``. Raises UsageError when the
-    folder belongs to another search, is in use, or holds a damaged study; QuantuneError when f32 cannot be measured.
+    search, f32 among them. first: measured before the sampler is asked. past: studies of other models, which guide the
+    search for accuracy. retime: re-measures the finalists' latencies (ms) side by side. storage: an Optuna storage URL
+    instead of the folder's own file; then several machines may search together. A KeyboardInterrupt ends the search and
+    is returned as ``interrupted=True``. Raises UsageError when the folder belongs to another search, is in use, or
+    holds a damaged study; QuantuneError when f32 cannot be measured.
     """
     objective = objective or Objective()
     space = dict(level1.distributions() if space is None else space)
-    strategy = Strategy(sampler, space, seed=seed, features=features, prior=prior)
+    strategy = Strategy(sampler, space, seed=seed, features=features, prior=prior, past=past)
     identity = {
         **(fingerprint or {}),
         "objective": f"{objective.metric}, largest drop {objective.max_drop}",
@@ -228,7 +231,10 @@ class _Loop:
     def _search(self) -> str:
         """Measure until a budget is spent or nothing is left; the reason, in words."""
         study = self._store.search
-        study.sampler = self._strategy.sampler(len(study.get_trials(deepcopy=False)))
+        reference = None
+        if self._objective.metric == "accuracy" and self._baseline is not None:
+            reference = self._baseline.accuracy
+        study.sampler = self._strategy.sampler(len(study.get_trials(deepcopy=False)), reference)
         failures = 0
         while True:
             self._refresh()

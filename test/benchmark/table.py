@@ -2,8 +2,9 @@
 
   python test/benchmark/table.py [MODEL] [--calib DATA] [--eval DATA] [--target T] [--out TABLE.json]
 
-Each row of TABLE.json has model, the five options, accuracy (a fraction), latency_ms, size_bytes, and the predictions
-that a search makes before compiling (features, predicted_db). test/benchmark/search_replay.py replays searches on it.
+Each row of TABLE.json has model, fingerprint, the five options, accuracy (a fraction), latency_ms, size_bytes, and the
+predictions that a search makes before compiling (features, predicted_db); the rows of precision f32 and f16 are what to
+compare with. test/benchmark/search_replay replays searches on it; transfer_store.py puts it into the package.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[
             score = evaluator(config)
             return {
                 "model": builder.model.name,
+                "fingerprint": builder.model.fingerprint,
                 **to_params(config),
                 "accuracy": score.accuracy,
                 "latency_ms": score.latency_ms,
@@ -101,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("table.json"))
     arguments = parser.parse_args(argv)
     rows, floats = measure(arguments.model, arguments.calib, arguments.eval, arguments.target)
-    arguments.out.write_text(json.dumps(rows, indent=0) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps([*floats, *rows], indent=0) + "\n", encoding="utf-8")
     show(rows, floats)
     return 0
 

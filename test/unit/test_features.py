@@ -19,7 +19,17 @@ SPACE = {
 
 def test_encoding() -> None:
     rows = [{"calib": 100, "clip": "kl", "x": 0.0, "n": 1000}, {"calib": 1, "clip": "max", "x": -1.0, "n": 1}]
-    np.testing.assert_allclose(Encoder(SPACE)(rows), [[0.5, 0, 1, 0.5, 1], [0, 1, 0, 0, 0]], atol=1e-6)
+    encode = Encoder(SPACE)
+    np.testing.assert_allclose(encode.configuration(rows), [[0.5, 0, 1, 0.5, 1], [0, 1, 0, 0, 0]], atol=1e-6)
+    crossed = encode(rows)[:, 5:]  # (1, max), (1, kl), (100, max), (100, kl), …
+    assert crossed.tolist() == [[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+
+
+def test_distance_of_places_counts_parameters() -> None:
+    row = {"calib": 1, "clip": "max", "x": -1.0, "n": 1}
+    others = [row | {"clip": "kl"}, row | {"calib": 10000}, row | {"clip": "kl", "x": 1.0}, row | {"x": 0.0}]
+    places = Encoder(SPACE).place([row, *others])
+    assert np.abs(places[1:] - places[0]).sum(axis=1).tolist() == [1.0, 1.0, 2.0, 0.5]
 
 
 def test_hook_gets_constants_and_its_gaps_are_missing_values() -> None:

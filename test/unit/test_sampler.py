@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from quantune.search.cost_model import CostModelOptions
 from quantune.search.sampler import XGBoostSampler
+from quantune.search.transfer import PastStudy
 
 CHOICES = {"a": ("u", "v", "w"), "b": (1, 10, 100), "c": ("x", "y", "z"), "d": (False, True)}
 SPACE: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in CHOICES.items()}
@@ -173,6 +174,58 @@ def test_good_prior_finds_the_best_sooner_and_a_wrong_one_is_overcome() -> None:
     assert rank(lambda p: -table(p)) < 40
 
 
+def past_study(model: str, noise: float) -> PastStudy:
+    """A study of another model: accuracies in the table's order, more or less."""
+    draws = np.random.default_rng(len(model)).normal(0, noise, len(POINTS))
+    return PastStudy(model, tuple((p, accuracy(p, float(d))) for p, d in zip(POINTS, draws, strict=True)), 0.75)
+
+
+def accuracy(params: dict[str, Any], noise: float = 0.0) -> float:
+    return float(np.clip(0.7 + (table(params) + noise) / 100, 0.0, 1.0))
+
+
+def test_past_studies_find_the_best_sooner() -> None:
+    best = max(POINTS, key=table)
+    past = [past_study("m", 0.3), past_study("mm", 0.3)]
+    transfer = {"past": past, "reference": 0.75, "model": CostModelOptions()}
+    mine = [len(propose(sampler(s, **transfer), 54, value=accuracy, until=best)) for s in range(3)]
+    alone = [len(propose(sampler(s), 54, value=accuracy, until=best)) for s in range(3)]
+    assert statistics.median(mine) <= 3 < statistics.median(alone)
+
+
+def test_misleading_past_studies_are_overcome() -> None:
+    best = max(POINTS, key=table)
+    wrong = PastStudy("m", tuple((p, 1.0 - accuracy(p)) for p in POINTS), 0.75)
+    order = propose(sampler(0, past=[wrong], reference=0.75), 54, value=accuracy, until=best)
+    assert len(order) < 40
+
+
+def test_past_studies_of_other_parameters_change_nothing() -> None:
+    past = [PastStudy("m", (({"bits": 4}, 0.5),), 0.7)]
+    assert propose(sampler(1, past=past, reference=0.7), 8) == propose(sampler(1), 8)
+
+
+def test_past_studies_with_features() -> None:
+    """The configuration of a shuffled table says nothing; a feature that says all is learned from another model."""
+    shuffled = np.random.default_rng(1).random(len(POINTS))
+    hidden = dict(zip((tuple(p.values()) for p in POINTS), shuffled, strict=True))
+    other = np.random.default_rng(2).random(len(POINTS))
+    past = PastStudy(
+        "m",
+        tuple((p, 0.5 + 0.2 * v) for p, v in zip(POINTS, other, strict=True)),
+        0.75,
+        ("hint",),
+        tuple((float(v),) for v in other),
+    )
+
+    def value(params: dict[str, Any]) -> float:
+        return 0.5 + 0.2 * hidden[tuple(params.values())]
+
+    best = max(POINTS, key=value)
+    hint = sampler(0, past=[past], reference=0.75, features=lambda p: [hidden[tuple(p.values())]])
+    assert len(propose(hint, 54, value=value, until=best)) <= 5
+
+
 def test_features_hook_sees_whole_configurations() -> None:
     seen = []
     space = {**SPACE, "fixed": CategoricalDistribution(("only",))}
@@ -248,6 +301,11 @@ def test_same_sequence_in_another_process() -> None:
     ]
     assert runs[0] == runs[1]
     assert runs[0].count("'a'") == 10
+
+
+def test_past_studies_need_a_reference() -> None:
+    with pytest.raises(ValueError, match="reference"):
+        sampler(0, past=[past_study("m", 0.1)])
 
 
 @pytest.mark.parametrize("options", [{"n_startup_trials": -1}, {"n_candidates": 0}])

@@ -1,50 +1,81 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantune import space
 from quantune.errors import UsageError
+from quantune.proxies import ARCHITECTURE, FEATURES
 from quantune.search.features import enumerate_space
-from quantune.search.transfer import PastStudy, TransferPrior, load_studies, save_studies
+from quantune.search.transfer import PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
 
 SPACE = space.distributions()
 POINTS = enumerate_space(SPACE) or []
+STUDY = PastStudy(
+    "a",
+    tuple((p, 0.5 + i / 1000) for i, p in enumerate(POINTS)),
+    0.7,
+    ("x", "y"),
+    tuple((float(i), -1.5) for i in range(len(POINTS))),
+    "abc",
+    {"note": "by hand"},
+)
 
 
-def _study(name: str, best: int, scale: float) -> PastStudy:
-    return PastStudy(name, tuple((p, scale * -abs(i - best)) for i, p in enumerate(POINTS)))
+def test_score_keeps_the_order_and_compresses_large_drops() -> None:
+    values = score(np.array([0.71, 0.70, 0.699, 0.69, 0.60, 0.10]), 0.7)
+    assert values[1] == 0.0
+    steps = -np.diff(values)
+    assert np.all(steps > 0)
+    assert steps[3] == pytest.approx(np.log(10), abs=0.02)  # ten times the drop
+    assert steps[4] < np.log(10)
 
 
-def test_merit_is_the_mean_rank_whatever_the_scale() -> None:
-    prior = TransferPrior([_study("a", 10, 1.0), _study("b", 10, 1e-6)], SPACE)
-    assert max(POINTS, key=prior) == POINTS[10]
-    assert prior(POINTS[10]) == 1.0
-
-
-def test_unmeasured_points_are_predicted() -> None:
-    rows = tuple((p, float(p["clip"] == "kl")) for p in POINTS if p["scheme"] != "symmetric")
-    prior = TransferPrior([PastStudy("a", rows)], SPACE)
-    unseen = [p for p in POINTS if p["scheme"] == "symmetric"]
-    assert min(prior(p) for p in unseen if p["clip"] == "kl") > max(prior(p) for p in unseen if p["clip"] == "max")
+def test_own_study_and_foreign_features_are_left_out() -> None:
+    same_weights = replace(STUDY, model="renamed")
+    other = replace(STUDY, model="b", fingerprint="def")
+    kept = usable([STUDY, same_weights, other], model="a", fingerprint="abc", feature_names=("x", "y"))
+    assert kept == (other,)
+    assert usable([other], model="a", feature_names=("x",))[0].features == ()
+    assert usable([replace(STUDY, fingerprint="")], model="b", fingerprint="")
 
 
 def test_rows_of_another_space_are_left_out() -> None:
-    assert (
-        TransferPrior([PastStudy("a", (({"bits": 4}, 1.0), ({**POINTS[0], "calib": 7}, 1.0)))], SPACE)(POINTS[0]) == 0.5
-    )
+    rows = (({"bits": 4}, 0.1), ({**POINTS[0], "calib": 7}, 0.1), (POINTS[1], 0.1))
+    assert rows_in(PastStudy("a", rows, 0.5), SPACE) == [2]
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
-    save_studies(tmp_path / "s.json", [_study("a", 3, 1.0)])
-    assert load_studies(tmp_path / "s.json") == (_study("a", 3, 1.0),)
+    bare = PastStudy("b", ((POINTS[0], 0.25),), 0.5)
+    save_studies(tmp_path / "s.json", [STUDY, bare])
+    assert load_studies(tmp_path / "s.json") == (STUDY, bare)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "quantune-transfer-1"}', '{"format": "quantune-transfer-1", "studies": [1]}']
-)
+    "text",
+    ["", "[]", "{}", '{"format": "quantune-transfer-2"}', '{"format": "quantune-transfer-2", "studies": [1]}',
+     '{"format": "quantune-transfer-2", "studies": [{"model": "a", "fingerprint": "", "provenance": {}, '
+     '"reference": 2, "feature_names": [], "rows": []}]}'],
+)  # fmt: skip
 def test_reader_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(UsageError, match=r"s\.json"):
         load_studies(tmp_path / "s.json")
+
+
+def test_features_need_a_row_each() -> None:
+    with pytest.raises(ValueError, match="2 numbers for each row"):
+        replace(STUDY, features=STUDY.features[1:])
+
+
+def test_shipped_studies_cover_the_space_with_the_features_of_a_search() -> None:
+    studies = shipped()
+    assert studies
+    for study in studies:
+        assert len(rows_in(study, SPACE)) == 96
+        assert study.feature_names == (*FEATURES, *ARCHITECTURE)
+        assert len(study.features) == 96
+        assert study.provenance["note"]
