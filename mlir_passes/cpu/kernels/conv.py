@@ -194,13 +194,14 @@ class _Emitter:
         if self.k.bindings[1][1] > _FEW_WEIGHTS:
             for n in range(conv.tile.blocks):
                 k.prefetch(1, k.add(weight, n * self.lanes * conv.group + _AHEAD))
-        pixels = {
-            (r, p): self._broadcast(k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride))
-            for r, p in dict.fromkeys((r, p) for r, p, _ in self.accs)
-        }
-        return [
-            self._multiply_add(acc, pixels[r, p], weights[n]) for (r, p, n), acc in zip(self.accs, accs, strict=True)
-        ]
+        # In the order of use: the compiler keeps it, and one broadcast at a time leaves the registers to the sums.
+        added = dict[tuple[int, int, int], str]()
+        for r, p in dict.fromkeys((r, p) for r, p, _ in self.accs):
+            pixel = self._broadcast(k.add(x, r * sh * conv.x.pitch + p * sw * conv.x.stride))
+            for n, factor in enumerate(weights):
+                acc = accs[self.accs.index((r, p, n))]
+                added[r, p, n] = self._multiply_add(acc, pixel, factor)
+        return [added[each] for each in self.accs]
 
     def _broadcast(self, at: str) -> str:
         """The input of one step and pixel, in all lanes."""
