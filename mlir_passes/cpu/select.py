@@ -116,7 +116,7 @@ class Selection:
         weight = layer.weight.numbers
         packed = self.calls.constant(layer.weight.tag, spec.pack(weight))
         over = (0, 1) if found.sums.name == _DEPTHWISE else (0, 1, 2)
-        offset = weight.astype(np.int64).sum(axis=over) * 128
+        offset = weight.astype(np.int64).sum(axis=over) * (128 - self.isa.zero)
         operands = [source.value, packed, *self._numbers(found, spec, offset, None if total else number)]
         if total is not None and other is not None:
             swapped = total.b == found.op.results[0]

@@ -27,6 +27,8 @@ _EXECUTABLE_TARGET = re.compile(
     r'#hal\.executable\.target<"llvm-cpu", "[a-z-]*?elf-([a-z0-9_]+)", '
     r'\{[^{}]*?cpu = "([^"]*)", cpu_features = "([^"]*)"'
 )
+UNKNOWN = "unknown"
+"""The precision of a kernel that states multiplications of which none is recognized; it does not count as integer."""
 _MACS = "quantune.macs"
 _DOT_PRODUCTS = (
     (re.compile(r"vpdpb|pmaddub|[su]dot|[su]{1,2}mmla"), "i8"),
@@ -41,8 +43,8 @@ class LayerExecution:
     """How one layer's multiply-accumulate loop runs.
 
     layer: the name in its location, empty without one. op: conv, depthwise, matmul or kernel. macs: multiplications of
-    one call. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16 or bf16.
-    dispatch: the name of the compiled function, as benchmarks print it.
+    one call. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16, bf16, or
+    UNKNOWN. dispatch: the name of the compiled function, as benchmarks print it.
     """
 
     layer: str
@@ -112,8 +114,8 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
         uses = [entry for entry, _ in entries]
         rows = []
         for entry, call in entries:
-            if precision := kernels.get(entry):
-                layer = _layer(_names(call), layers)
+            if entry in kernels and (kernels[entry] or _MACS in call.attributes):
+                layer, precision = _layer(_names(call), layers), kernels[entry] or UNKNOWN
                 rows.append(LayerExecution(layer, "kernel", _stated_macs(call, entry), precision, entry))
             for found in contractions.get(entry, ()):
                 # Equal dispatches are merged: then only the call still knows which layer it is for.

@@ -13,7 +13,7 @@ from quantune.errors import UsageError
 
 # name -> (aliases, field that refines it, what a user may write for that field)
 _TABLE: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "cpu": (("llvm-cpu",), "cpu", "host, generic or an LLVM processor name such as znver4"),
+    "cpu": (("llvm-cpu",), "cpu", "host, generic or an LLVM processor name such as znver4 or neoverse-v1"),
     "vulkan": (("vulkan-spirv",), "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3"),
     "cuda": ((), "cuda_arch", "an architecture such as sm_80"),
 }
@@ -27,6 +27,8 @@ _KERNEL_FLAGS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
     "avxvnni": frozenset({"avx2", "fma", "avx_vnni"}),
     "avx2": frozenset({"avx2", "fma"}),
+    "i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
+    "dotprod": frozenset({"asimd", "asimddp"}),
 }
 _KERNEL_CPUS = {
     "avx512vnni": (
@@ -41,7 +43,20 @@ _KERNEL_CPUS = {
         "haswell", "broadwell", "skylake", "skylake-avx512", "cannonlake", "x86-64-v3", "x86-64-v4", "znver1", "znver2",
         "znver3",
     ),
+    "i8mm": (
+        "neoverse-v1", "neoverse-v2", "neoverse-v3", "neoverse-n2", "neoverse-n3", "cortex-a510", "cortex-a520",
+        "cortex-a710", "cortex-a715", "cortex-a720", "cortex-a725", "cortex-x2", "cortex-x3", "cortex-x4",
+        "cortex-x925", "ampere1", "ampere1a", "ampere1b", "grace", "apple-m2", "apple-m3", "apple-m4",
+    ),
+    "dotprod": (
+        "neoverse-n1", "neoverse-e1", "cortex-a55", "cortex-a65", "cortex-a75", "cortex-a76", "cortex-a77",
+        "cortex-a78", "cortex-x1", "apple-m1",
+    ),
 }  # fmt: skip
+_ARM_KERNELS = ("i8mm", "dotprod")
+_ARM_WITHOUT_KERNELS = (
+    "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "carmel", "a64fx", "thunderx2t99",
+)  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -93,12 +108,21 @@ class Target:
             return ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={self.detail}", "--iree-opt-level=O3")
         if self.name == "cuda":
             return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={self.detail}", "--iree-opt-level=O3")
+        # The compiler takes its own machine's architecture unless told, and knows a processor's name in one only.
+        triple = ("--iree-llvmcpu-target-triple=aarch64-unknown-linux-gnu",) if self.is_arm else ()
         return (
             "--iree-hal-target-device=local",
             "--iree-hal-local-target-device-backends=llvm-cpu",
+            *triple,
             f"--iree-llvmcpu-target-cpu={self.detail}",
             "--iree-opt-level=O3",
         )
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether ``cpu`` is the name of a 64-bit Arm processor that quantune knows."""
+        arm = (*_ARM_WITHOUT_KERNELS, *(cpu for variant in _ARM_KERNELS for cpu in _KERNEL_CPUS[variant]))
+        return self.name == "cpu" and self.cpu in arm
 
     def kernels(self) -> str | None:
         """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
@@ -149,7 +173,8 @@ def host_identity() -> str:
 @cache
 def _host_flags() -> frozenset[str]:
     lines = host_identity().splitlines()
-    return frozenset(flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split())
+    wanted = (line for line in lines if line.startswith(("flags", "Features")))  # x86 and Arm
+    return frozenset(flag for line in wanted for flag in line.partition(":")[2].split())
 
 
 def _check_cuda(arch: str) -> None:

@@ -304,6 +304,7 @@ func.func @main(%x: tensor<64xTYPE>, %w: tensor<64xTYPE>) -> tensor<64xf32> {
   return %y : tensor<64xf32>
 }
 """
+MAXIMUM_BODY = "%r = arith.maximumf %xv, %wv : vector<64xf32>"
 FLOAT_BODY = "%r = vector.fma %xv, %wv, %f : vector<64xf32>"
 INTEGER_BODY = """
       %a = arith.constant dense<0> : vector<16xi32>
@@ -313,6 +314,16 @@ INTEGER_BODY = """
       %g = arith.sitofp %i : vector<64xi8> to vector<64xf32>
       %r = vector.fma %g, %f, %f : vector<64xf32>
 """
+ARM_BODY = """
+      %a = arith.constant dense<0> : vector<4xi32>
+      %x16, %x48 = vector.deinterleave %xv : vector<64xi8> -> vector<32xi8>
+      %p, %q = vector.deinterleave %x16 : vector<32xi8> -> vector<16xi8>
+      %d = llvm.call_intrinsic "llvm.aarch64.neon.usdot.v4i32.v16i8"(%a, %p, %q)
+        : (vector<4xi32>, vector<16xi8>, vector<16xi8>) -> vector<4xi32>
+      %g = arith.sitofp %d : vector<4xi32> to vector<4xf32>
+      %s = vector.extract %g[0] : f32 from vector<4xf32>
+      %r = vector.broadcast %s : f32 to vector<64xf32>
+"""
 
 
 @pytest.mark.parametrize(
@@ -320,17 +331,23 @@ INTEGER_BODY = """
     [
         ("i8", INTEGER_BODY, "i8"),
         ("f32", FLOAT_BODY, "f32"),
-        ("f32", "%r = arith.maximumf %xv, %wv : vector<64xf32>", ""),
+        ("i8", ARM_BODY, "i8"),
+        # It says that it multiplies: that nobody knows what must not make it vanish.
+        ("f32", MAXIMUM_BODY, "unknown"),
     ],
-    ids=["integer", "float", "no products"],
+    ids=["integer", "float", "integer on Arm", "not recognized"],
 )
 def test_kernels(tmp_path: Path, element: str, body: str, precision: str) -> None:
     text = KERNEL.replace("BODY", body).replace("TYPE", element).replace("ATTRIBUTES", "{quantune.macs = 77 : i64}")
     # Another processor than this one: only the compilation is looked at.
-    found = rows(tmp_path, text, Target("cpu", cpu="znver4"))
-    assert [(row.layer, row.op, row.macs, row.precision) for row in found] == (
-        [("stem", "kernel", 77, precision)] if precision else []
-    )
+    found = rows(tmp_path, text, Target("cpu", cpu="neoverse-v1" if body == ARM_BODY else "znver4"))
+    assert [(row.layer, row.op, row.macs, row.precision) for row in found] == [("stem", "kernel", 77, precision)]
+    assert integer_share(found) == (1.0 if precision == "i8" else 0.0)
+
+
+def test_kernel_that_multiplies_nothing(tmp_path: Path) -> None:
+    text = KERNEL.replace("BODY", MAXIMUM_BODY).replace("TYPE", "f32").replace("ATTRIBUTES", "")
+    assert rows(tmp_path, text, Target("cpu", cpu="znver4")) == ()
 
 
 def test_kernel_without_its_count_is_not_passed_over(tmp_path: Path) -> None:

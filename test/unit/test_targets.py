@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlir_passes.cpu.isa import VARIANTS
 from quantune.compiler import targets
 from quantune.compiler.targets import Target
 from quantune.errors import UsageError
@@ -60,6 +61,38 @@ def test_flags_name_the_detail() -> None:
     assert "--iree-llvmcpu-target-cpu=znver4" in Target("cpu", cpu="znver4").flags()
     assert "--iree-cuda-target=sm_80" in Target("cuda").flags()
     assert "--iree-vulkan-target=llvmpipe" in Target("vulkan").flags()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "kernels"),
+    [("neoverse-v1", "i8mm"), ("apple-m1", "dotprod"), ("cortex-a53", None)],
+)
+def test_arm_processors(cpu: str, kernels: str | None) -> None:
+    target = Target("cpu", cpu=cpu)
+    assert (target.is_arm, target.kernels()) == (True, kernels)
+    assert "--iree-llvmcpu-target-triple=aarch64-unknown-linux-gnu" in target.flags()
+
+
+def test_other_processors_are_of_the_compilers_own_architecture() -> None:
+    for cpu in ("host", "generic", "znver4", "haswell"):
+        target = Target("cpu", cpu=cpu)
+        assert not target.is_arm
+        assert not any("triple" in flag for flag in target.flags())
+
+
+@pytest.mark.parametrize(("flags", "kernels"), [("fp asimd asimddp i8mm", "i8mm"), ("fp asimd asimddp", "dotprod")])
+def test_an_arm_host_is_known_by_its_features(monkeypatch: pytest.MonkeyPatch, flags: str, kernels: str) -> None:
+    targets._host_flags.cache_clear()
+    monkeypatch.setattr(targets, "host_identity", lambda: f"Features\t: {flags}")
+    assert Target("cpu").kernels() == kernels
+    monkeypatch.undo()
+    targets._host_flags.cache_clear()
+
+
+def test_kernel_tables_name_what_there_is() -> None:
+    assert set(targets._KERNEL_FLAGS) == set(targets._KERNEL_CPUS) == set(VARIANTS)
+    names = [cpu for cpus in targets._KERNEL_CPUS.values() for cpu in cpus]
+    assert len(names) == len(set(names))
 
 
 def test_only_the_own_detail_changes_the_flags() -> None:

@@ -181,14 +181,11 @@ class _Emitter:
         return self.k.op(f"vector.shuffle {a}, {b} {order} : {vector}, {vector}")
 
     def _store(self, values: list[str], at: str) -> None:
-        k, width = self.k, self.width
         if self.conv.form.kind == REAL:
             self._store_real(values, at)
             return
-        to_words, to_bytes = self.conv.isa.packs(width)
-        words = f"vector<{width // 2}xi16>"
-        pairs = [k.intrinsic(to_words, values[i : i + 2], [self.sums] * 2, words) for i in (0, 2)]
-        k.store(k.intrinsic(to_bytes, pairs, [words] * 2, self.bytes), self.out, at, self.bytes)
+        narrow = self.conv.isa.narrow(self.k, values, self.width)
+        self.k.store(narrow, self.out, at, self.bytes)
 
     def _store_real(self, values: list[str], at: str) -> None:
         """Store f32 results, four neighbouring channels at a time: what one accumulator has in a 128-bit lane."""
