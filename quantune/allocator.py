@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -96,12 +98,18 @@ class Allocator:
 
     def logits(self, widths: Sequence[BitWidths], images: int) -> Iterator[np.ndarray]:
         """The compiled programs' first results on the first calibration images: f32's, then those of the widths."""
-        size = self.builder.model.input_shape[0]
+        size, device = self.builder.model.input_shape[0], self.builder.target.device()
         shown = list(batches(self.builder.calibration_images(images), size))
-        yield _run(self.builder.build(QuantConfig(precision="f32")), None, self.builder.target.device(), shown, size)
         numbers = _Numbers(self.builder, self.config)
-        for bits in widths:
-            yield _run(*numbers.of(bits), self.builder.target.device(), shown, size)
+
+        def run(job: tuple[Built, dict[str, np.ndarray] | None]) -> np.ndarray:
+            return _run(*job, device, shown, size)
+
+        # Programs run outside of Python's lock: beside each other, and beside the passes that make the next numbers.
+        workers = (os.cpu_count() or 1) if device == "local-sync" else 1
+        with ThreadPoolExecutor(workers) as pool:
+            yield run((self.builder.build(QuantConfig(precision="f32")), None))
+            yield from pool.map(run, (numbers.of(bits) for bits in widths))
 
     def _plan(self, choice: LayerBits) -> QuantizationPlan:
         plan = self.builder.plan(replace(self.config, bits=BitWidths(choice)))

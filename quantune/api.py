@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantune.allocator import BitsWanted
 from quantune.builder import Builder, output_folder
 from quantune.compiler.cache import ArtifactCache, content_key, write_atomically
 from quantune.compiler.pipelines import Debugging
@@ -29,6 +30,7 @@ from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.strategies import check as check_strategy
 from quantune.search.transfer import PastStudy, shipped, usable
 from quantune.search.tuner import tune
+from quantune.space import PARAMETERS, distributions
 from quantune.versions import versions
 
 if TYPE_CHECKING:
@@ -109,6 +111,9 @@ def compile(
     options: ModelOptions | None = None,
     storage: str | None = None,
     transfer: bool = True,
+    weight_bits: int | None = None,
+    size_budget: str | int | None = None,
+    scorer: str | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -119,13 +124,16 @@ def compile(
     calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
     transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
-    measured. The same call continues an interrupted search. Raises QuantuneError with one line for the user.
+    measured. weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by
+    which a scorer (sqnr, output-error, orthogonality) gives each layer its own. The same call continues an interrupted
+    search. Raises QuantuneError with one line for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
     goal = Objective(objective, max_drop)
     Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
     check_strategy(sampler, seed)
+    wanted = BitsWanted(weight_bits, size_budget, scorer)
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = output_folder(out)
@@ -141,6 +149,11 @@ def compile(
     with Evaluator(builder, eval_split, threads=threads) as evaluator:
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
         proxies = Proxies(imported.network, builder.plan, builder.statistics)
+        if size_budget is not None:
+            progress.on_stage("scoring the layers")
+        bits = wanted.candidates(builder)
+        # Layers that stay f32 would break a budget.
+        precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
         progress.on_stage("searching")
         tuning = tune(
             evaluator,
@@ -152,6 +165,8 @@ def compile(
             max_trials=max_trials,
             time_budget_s=time_budget_s,
             baselines=FLOATS,
+            first=[QuantConfig(bits=each) for each in bits],
+            space=distributions(bits, precisions),
             features=proxies.features,
             prior=proxies.prior,
             past=_past(imported) if transfer else (),

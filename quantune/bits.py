@@ -27,8 +27,8 @@ class LayerBits:
             ("weights", self.weights, WEIGHT_BITS),
             ("activations", self.activations, ACTIVATION_BITS),
         ):
-            if value not in allowed or isinstance(value, bool):
-                raise UsageError(f"{value} bits for {name}: expected one of {', '.join(map(str, allowed))}")
+            if type(value) is not int or value not in allowed:
+                raise UsageError(f"{value!r} bits for {name}: expected one of {', '.join(map(str, allowed))}")
 
     def __str__(self) -> str:
         return f"w{self.weights}a{self.activations}"

@@ -81,10 +81,12 @@ class QuantConfig:
     def __str__(self) -> str:
         if self.is_float:
             return f"precision={self.precision}"
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.bits == UNIFORM_8:
-            del values["bits"]
-        return ",".join(f"{name}={value}" for name, value in values.items())
+        return ",".join(f"{name}={value}" for name, value in self.options().items())
+
+    def options(self) -> dict[str, str | int]:
+        """The fields by name as they are written in a line; bits only where they are not eight everywhere."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bits"}
+        return values if self.bits == UNIFORM_8 else {**values, "bits": str(self.bits)}
 
 
 def _hint(value: str, allowed: tuple[str, ...]) -> str:

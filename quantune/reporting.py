@@ -13,7 +13,7 @@ from mlir_passes.network import LAYERS, Network
 from quantune.builder import Builder
 from quantune.config import QuantConfig
 from quantune.numerics import affine
-from quantune.plan import QuantizationPlan
+from quantune.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
 from quantune.search.result import TuningResult, TuningTrial
@@ -72,6 +72,8 @@ def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | N
                 "macs": node.macs,
             }
             if plan is not None and node.name in plan.weights and node.weight is not None:
+                entry["weight_bits"] = bits_of(plan.weights[node.name])
+                entry["activation_bits"] = bits_of(plan.activations[node.inputs[0]])
                 entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name])
             if ran.startswith("f"):
                 entry["why"] = _why_float(plan, node.name)
@@ -141,6 +143,14 @@ def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None
         notes.append(f"calib=1000 used all {len(builder.calib)} calibration images there are")
     if builder.target.name != "cpu":
         notes.append("the calibration ran on the CPU")
+    if plan is not None and plan.is_narrow:
+        sizes = [(node.weight.size, plan.weights[node.name]) for node in builder.model.network.layers
+                 if node.weight is not None and node.name in plan.weights]  # fmt: skip
+        packed = sum(-(-size * bits_of(params) // 8) for size, params in sizes)
+        plain = sum(size for size, _ in sizes)
+        notes.append(
+            f"quantized weights are stored packed in {packed:,} bytes, {packed / plain:.3f} of what eight bits take"
+        )
     if plan is not None:
         notes.extend(plan.notes)
     return notes

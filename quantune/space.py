@@ -28,11 +28,14 @@ LEVEL1: tuple[QuantConfig, ...] = tuple(
 CALIBRATION_SIZES: tuple[int, ...] = PARAMETERS["calib"]
 
 
-def distributions(bits: Sequence[BitWidths] = (UNIFORM_8,)) -> dict[str, CategoricalDistribution]:
+def distributions(
+    bits: Sequence[BitWidths] = (UNIFORM_8,), precisions: Sequence[str] = PARAMETERS["precision"]
+) -> dict[str, CategoricalDistribution]:
     """The space for ``study.ask``: level 1, and the bit widths to choose from where they are not eight everywhere."""
     from optuna.distributions import CategoricalDistribution
 
     space = {name: CategoricalDistribution(choices) for name, choices in PARAMETERS.items()}
+    space["precision"] = CategoricalDistribution(tuple(precisions))
     if tuple(bits) != (UNIFORM_8,):
         space["bits"] = CategoricalDistribution(tuple(map(str, bits)))
     return space

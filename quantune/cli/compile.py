@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from quantune.compiler.pipelines import Debugging
 
 OK, INFEASIBLE, INTERRUPTED = 0, 3, 130
+_SEARCH_ONLY = ("max_trials", "time_budget", "storage", "weight_bits", "size_budget", "scorer")
 
 EPILOG = """\
-models    torchvision:NAME  builtin:mobilenet_v2_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
+models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
 data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  npz:FILE  PKG.MOD:FACTORY
           (?count=N limits any of them)
 targets   cpu (--target-cpu)  vulkan (--vulkan-target)  cuda (--cuda-arch)
@@ -104,6 +105,14 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
     )
+    bits = top.add_argument_group("bits")
+    bits.add_argument("--weight-bits", type=int, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
+    bits.add_argument(
+        "--size-budget", metavar="SIZE", help="of all weights, such as 1.2MB or 0.5x of eight bits: bits layer by layer"
+    )
+    bits.add_argument(
+        "--scorer", metavar="S", help="what a budget is allocated by: sqnr (default), output-error or orthogonality"
+    )
     one = top.add_argument_group("without a search")
     one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
     one.add_argument(
@@ -143,7 +152,7 @@ def _check(arguments: argparse.Namespace) -> None:
                 "--print-ir-after-all and --dump-ir-dir need --config or --emit: a search runs the passes many times"
             )
         return
-    given = [n for n in ("max_trials", "time_budget", "storage") if getattr(arguments, n) is not None]
+    given = [n for n in _SEARCH_ONLY if getattr(arguments, n) is not None]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out --config and --emit, or it")
     if arguments.dump_ir_dir is not None:
@@ -166,7 +175,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
             options=_options(arguments), storage=arguments.storage, transfer=not arguments.no_transfer,
-            progress=display.progress,
+            weight_bits=arguments.weight_bits,
+            size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
         )  # fmt: skip
     console.show(result, Path(folder))
     if result.tuning.interrupted:

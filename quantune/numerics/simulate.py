@@ -194,6 +194,19 @@ def _select(node: Node, inputs: list, lowest: float) -> NDArray:
     return movers[node.kind]()
 
 
+def columns(node: Node, x: NDArray) -> NDArray:
+    """What a layer's weight meets in one image ``x`` [1, ...]: [groups, inputs of a group, positions].
+
+    With the weight as [groups, outputs of a group, inputs of a group], their product is the layer's result.
+    """
+    if node.kind == "matmul":
+        return x.reshape(1, -1, 1)
+    x = _pad(node, x, 0)
+    taps = [window for _, _, window in _window_slices(node, x)]
+    stacked = taps[0][0, :, None] if len(taps) == 1 else np.stack([tap[0] for tap in taps], axis=1)
+    return stacked.reshape(node.groups, x.shape[1] // node.groups * len(taps), -1)
+
+
 def _along_channels(values: NDArray, ndim: int) -> NDArray:
     return values if values.ndim == 0 else values.reshape(1, -1, *[1] * (ndim - 2))
 

@@ -67,7 +67,7 @@ def build_report(
 
 def _row(trial: TuningTrial, kind: str, baseline: Score | None, objective: Objective) -> TrialRow:
     config = trial.config
-    params = {} if config.is_float else {n: getattr(config, n) for n in config.__dataclass_fields__}
+    params = {} if config.is_float else config.options()
     return TrialRow.model_validate(
         {
             "number": trial.number,

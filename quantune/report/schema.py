@@ -46,12 +46,18 @@ class TrialRow(_Part):
 
 
 class LayerRow(_Part):
-    """One layer of the chosen artifact. executed: the number type its arithmetic really uses."""
+    """One layer of the chosen artifact.
+
+    executed: the number type its arithmetic really uses. weight_bits, activation_bits: how wide the integers are that
+    its weight and what it reads are quantized to; None for a layer in f32.
+    """
 
     name: str
     kind: str
     executed: str
     macs: int | None = None
+    weight_bits: int | None = Field(default=None, ge=2, le=8)
+    activation_bits: int | None = Field(default=None, ge=2, le=8)
     sqnr_db: float | None = None
     why: str | None = None
 

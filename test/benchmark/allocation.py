@@ -38,6 +38,7 @@ from quantune.space import CALIBRATION_SIZES
 
 SCORERS: dict[str, Scorer] = {
     "sqnr": Sqnr(),
+    "sqnr, 128 images": Sqnr(images=128),
     "sqnr, against f32": Sqnr(against="f32"),
     "output-error": OutputError(),
     "orthogonality, beta 1e-9": Orthogonality(beta=1e-9),
@@ -113,9 +114,9 @@ def times(model: str) -> list[dict[str, Any]]:
             _prepare(builder, by)
             allocator = Allocator(builder)
             scoring = _seconds(lambda by=by, allocator=allocator: allocator.scores(by))
-            budget = Budget(allocator.sizes, allocator.eight_bits // 2)
+            budget = Budget(allocator.sizes, allocator.eight_bits * 6 // 8)
             solving = _seconds(lambda by=by, allocator=allocator, budget=budget: allocator.allocate(by, [budget]))
-            rows.append({"method": name, "bits": 4, "scoring_s": scoring, "allocation_s": solving})
+            rows.append({"method": name, "bits": 6, "scoring_s": scoring, "allocation_s": solving})
     return rows
 
 

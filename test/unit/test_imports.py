@@ -44,13 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
+    "quantune.allocator": names(
+        "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
+    ),
     "quantune.evaluator": names("numpy .builder .compiler .config .data .runtime .search"),
     "quantune.reporting": names(
         "numpy mlir_passes.network .builder .calibration .compiler .config .data .evaluator .model .numerics .plan"
         " .report .runtime .search .space .versions"
     ),
     "quantune.api": names(
-        "numpy torch .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
+        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
         " .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
