@@ -36,6 +36,8 @@ from quantune.versions import versions
 if TYPE_CHECKING:
     import torch
 
+    from quantune.zoo.recipes import Recipe
+
     ModelLike = str | Path | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
     DataLike = str | ImageSource | Split | Sized
 
@@ -51,6 +53,7 @@ class Progress:
     on_stage: Callable[[str], None] = lambda text: None
     on_calibration: Callable[[int, int], None] = lambda done, total: None
     on_event: Callable[[TuningEvent], None] = lambda event: None
+    on_training: Callable[[float, str], None] = lambda done, text: None
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def compile(
     calib_split, eval_split = _splits(calib, eval)
     cache = cache or ArtifactCache()
     progress.on_stage("importing the model")
-    imported = import_any(model, _for_data(model, options, eval_split), cache)
+    imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
     debugging = debugging or Debugging(reproducer_dir=folder / "failures")
     builder = Builder(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration
@@ -226,7 +229,7 @@ def make_builder(
     cache = cache or ArtifactCache()
     split = None if calib is None else _one_split(calib, "calibration")
     progress.on_stage("importing the model")
-    imported = import_any(model, _for_data(model, options, split), cache)
+    imported = import_any(model, _for_data(model, options, split), cache, progress)
     device = parse(target) if isinstance(target, str) else target
     return Builder(
         imported,
@@ -239,8 +242,13 @@ def make_builder(
     )
 
 
-def import_any(model: ModelLike, options: ModelOptions, cache: ArtifactCache) -> ImportedModel:
-    """Import a model given in any form; torch is loaded only where it is needed."""
+def import_any(
+    model: ModelLike, options: ModelOptions, cache: ArtifactCache, progress: Progress | None = None
+) -> ImportedModel:
+    """Import a model given in any form; torch is loaded only where it is needed.
+
+    A built-in network whose weights do not ship is trained here at its first use and kept beside the cache.
+    """
     if isinstance(model, ImportedModel):
         return model
     if isinstance(model, str) and model.endswith((".mlir", ".mlirbc")) and options == ModelOptions():
@@ -249,14 +257,20 @@ def import_any(model: ModelLike, options: ModelOptions, cache: ArtifactCache) ->
         except OSError as error:
             raise UsageError(f"model '{model}': {error.strerror or error}") from error
     from quantune.frontend import importer, models
+    from quantune.zoo import store
+
+    on_training = (progress or Progress()).on_training
+
+    def weights_of(recipe: Recipe) -> Path:
+        return store.weights(recipe, cache.root, on_training)
 
     if isinstance(model, str):
         request = models.ModelRequest(model, options.weights, options.shape, options.batch, options.classes)
-        key = models.request_key(request)
+        key = models.request_key(request, weights_of)
         known = cache.get_bytes(content_key(key), ".mlirbc") if key else None
         if known is not None:
             return read_model(known, model.partition(":")[2])
-        imported = models.load_model(request)
+        imported = models.load_model(request, weights_of)
         if key:
             cache.put(content_key(key), imported.bytecode, ".mlirbc")
         return imported

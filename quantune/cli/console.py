@@ -93,8 +93,9 @@ class SearchDisplay:
         self._bar, self._console, self._trials = bar, console, trials
         self._stage: TaskID | None = None
         self._search: TaskID | None = None
+        self._training: tuple[TaskID, float, float] | None = None
         self._start = time.monotonic()
-        self.progress = api.Progress(self._on_stage, self._on_calibration, self._on_event)
+        self.progress = api.Progress(self._on_stage, self._on_calibration, self._on_event, self._on_training)
 
     def finish(self) -> None:
         """Mark the last stage as done."""
@@ -109,6 +110,17 @@ class SearchDisplay:
     def _on_calibration(self, done: int, total: int) -> None:
         if self._stage is not None:
             self._bar.update(self._stage, completed=done, total=total)
+
+    def _on_training(self, done: float, text: str) -> None:
+        now = time.monotonic()
+        if self._training is None:  # the first text says what is trained, and how long that takes
+            self._training = self._bar.add_task(text, total=100, note=""), now, done
+            return
+        task, start, before = self._training
+        if before == 0 < done:  # one that goes on starts with what was done before
+            self._training = task, now, done
+        note = f"{text}  {_duration((now - start) / (done - before) * (1 - done))} left" if done > before > 0 else text
+        self._bar.update(task, completed=100 * done, note=note)
 
     def _on_event(self, event: TuningEvent) -> None:
         if self._search is None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,19 @@ from quantune.factory import call_factory
 from quantune.frontend import importer
 from quantune.frontend.torchvision_compat import torchvision
 from quantune.model import ImportedModel, read_model
+from quantune.zoo import store
+from quantune.zoo.recipes import PLAIN, RECIPES, SIZES, Recipe, names
 
-BUILTIN = {"mobilenet_v2_shapes": ("mobilenet_v2", "mobilenet_v2_shapes.safetensors")}
-"""Models that ship with their weights: name -> torchvision model, file in quantune.zoo."""
+WeightsOf = Callable[[Recipe], Path]
+"""Finds the weights of a built-in model, or makes them."""
+
+
+def shipped(recipe: Recipe) -> Path:
+    """The weights of a built-in model that are part of the package; UsageError where they are not."""
+    path = store.shipped(recipe)
+    if path is None:
+        raise UsageError(f"builtin:{recipe.name} is trained on demand, which needs a folder for its weights")
+    return path
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,8 @@ class ModelRequest:
     seed: int = 0
 
 
-def load_model(request: ModelRequest) -> ImportedModel:
-    """Resolve and import a model.
+def load_model(request: ModelRequest, weights_of: WeightsOf = shipped) -> ImportedModel:
+    """Resolve and import a model; ``weights_of`` gives the weights of a built-in one.
 
     Raises UsageError for a wrong reference or a file that cannot be read, ImportFailed for a model that does not lower.
     """
@@ -55,7 +64,8 @@ def load_model(request: ModelRequest) -> ImportedModel:
     if kind == "torchvision" and name:
         model, title = _torchvision_model(request, name), name
     elif kind == "builtin" and name:
-        model, title = _builtin_model(request, name), name
+        recipe = _recipe_for(request)
+        model, title = store.network(recipe, weights_of(recipe), plain=name != recipe.name), name
     elif kind and name:
         _refuse(request, "classes")
         model, title = _call_factory(reference), name
@@ -73,21 +83,24 @@ def load_model(request: ModelRequest) -> ImportedModel:
 def default_shape(reference: str) -> tuple[int, int, int]:
     """The image shape a reference is made for: the builtin models' own, else ImageNet's."""
     if reference.startswith("builtin:"):
-        return (3, 64, 64)
+        size = SIZES[_recipe(reference).task]
+        return (3, size, size)
     return (3, 299, 299) if "inception" in reference else (3, 224, 224)
 
 
-def request_key(request: ModelRequest) -> str | None:
+def request_key(request: ModelRequest, weights_of: WeightsOf = shipped) -> str | None:
     """A key under which an imported model may be cached, or None where the reference alone does not fix the weights."""
     if not request.reference.startswith(("torchvision:", "builtin:")):
         return None
-    name = request.reference.partition(":")[2]
+    kind, _, name = request.reference.partition(":")
     path = request.weights
-    if request.reference.startswith("builtin:") and name in BUILTIN:
-        path = Path(str(resources.files("quantune.zoo") / BUILTIN[name][1]))
+    if request.reference.startswith("builtin:"):
+        recipe = _recipe_for(request)
+        path = weights_of(recipe)
+        name = f"{name} {recipe.octaves}"
     weights = "" if path is None else hashlib.sha256(_existing(str(path), "weights").read_bytes()).hexdigest()
     versions = (torch.__version__, torchvision().__version__)
-    return repr((request.reference, weights, request.shape, request.batch, request.classes, request.seed, versions))
+    return repr((kind, name, weights, request.shape, request.batch, request.classes, request.seed, versions))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -168,18 +181,20 @@ def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int], images:
     model.eval()
 
 
-def _builtin_model(request: ModelRequest, name: str) -> nn.Module:
-    if name not in BUILTIN:
-        raise UsageError(f"no builtin model '{name}'; there is {', '.join(BUILTIN)}")
+def _recipe_for(request: ModelRequest) -> Recipe:
+    recipe = _recipe(request.reference)
     _refuse(request, "weights", "classes")
-    builder, file = BUILTIN[name]
-    with resources.as_file(resources.files("quantune.zoo") / file) as path:
-        from safetensors.torch import load_file
+    return recipe
 
-        classes = load_file(path)["classifier.1.bias"].shape[0]
-        model = torchvision().models.get_model(builder, weights=None, num_classes=classes).eval()
-        load_weights(model, path)
-    return model
+
+def _recipe(reference: str) -> Recipe:
+    name = reference.removeprefix("builtin:")
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        raise UsageError(
+            f"no builtin model '{name}'{f'; did you mean {close[0]}?' if close else ''}; there is {', '.join(names())}"
+        )
+    return RECIPES[name.removesuffix(PLAIN)]
 
 
 def _call_factory(reference: str) -> nn.Module:

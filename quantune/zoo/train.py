@@ -1,121 +1,169 @@
-"""Train a torchvision CNN on a built-in task: ``python -m quantune.zoo.train mobilenet_v2 --out FILE.safetensors``.
+"""Train a built-in network: ``python -m quantune.zoo.train resnet18_shapes [--out FILE.safetensors]``.
 
-Writes f16 weights as safetensors, with the accuracy reached and the recipe in the file's metadata. A GPU is used when
-there is one. Progress is one line an epoch; the last finished epoch is always on disk.
+Uses a GPU when there is one. Every finished epoch is on disk, so that a training which was stopped goes on with the
+next one; the weights appear whole, at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
 
-from quantune.data import shapes
-from quantune.frontend.torchvision_compat import torchvision
+from quantune.zoo.pools import EVALUATION_IMAGES, Pool, augmented, pool
+from quantune.zoo.recipes import RECIPES, Recipe
+
+Report = Callable[[float, str], None]
+"""Hears the part of the work that is done, from 0 to 1, and where the training is."""
 
 
-def pool(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The first ``count`` scenes of a split: u8[n, 3, 64, 64], exposures f32[n], labels i64[n]."""
-    pixels = np.empty((count, 3, shapes.SIZE, shapes.SIZE), np.uint8)
-    exposures, labels = np.empty(count, np.float32), np.empty(count, np.int64)
-    for i in range(count):
-        scene, exposures[i], labels[i] = shapes.scene(split, i)
-        pixels[i] = np.rint(scene * 255)
-    return torch.from_numpy(pixels), torch.from_numpy(exposures), torch.from_numpy(labels)
+def train(recipe: Recipe, out: Path, report: Report = lambda done, text: None) -> float:
+    """Train the network of ``recipe`` and write its weights to ``out``; returns the accuracy (a fraction).
+
+    The state after each epoch is in ``out`` with the suffix ``.training`` until the weights are written.
+    """
+    report(0.0, "drawing the images")
+    images = pool(recipe.task, "train", recipe.images)
+    held_out = pool(recipe.task, "evaluation", EVALUATION_IMAGES)
+    run = _Run(recipe, len(images) // recipe.batch)
+    checkpoint = out.with_suffix(".training")
+    first = run.restore(checkpoint)
+    top1 = 0.0
+    for epoch in range(first, recipe.epochs):
+        run.epoch(images, epoch, _within(recipe, epoch, top1, report))
+        run.save(checkpoint, epoch + 1)
+        top1 = accuracy(run.model, held_out, run.device)
+    write_weights(run.model, recipe, top1, out)
+    checkpoint.unlink(missing_ok=True)
+    report(1.0, f"top-1 {top1:.2%}")
+    return top1
 
 
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """u8[n, 3, s, s] -> f32 in [0, 1] under a new exposure, turned and mirrored (the class stays)."""
-    x = pixels.float() / 255
-    turns = int(torch.randint(4, (1,), generator=generator))
-    x = torch.rot90(x, turns, (2, 3))
-    if torch.rand(1, generator=generator) < 0.5:
-        x = x.flip(3)
-    low = float(np.log(shapes.DARKEST))
-    exposure = torch.exp(low * torch.rand(len(x), 1, 1, 1, generator=generator))
-    return x * exposure
+class _Run:
+    """A training under way."""
+
+    def __init__(self, recipe: Recipe, steps: int) -> None:
+        self.recipe, self.steps = recipe, steps
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(recipe.seed)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.model = recipe.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = [
+            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": recipe.decay},
+            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.rate, recipe.epochs * steps, pct_start=0.2
+        )
+
+    def epoch(self, images: Pool, number: int, within: Callable[[float, float], None]) -> None:
+        """One pass over the images; ``within`` hears the part of it that is done and the mean loss."""
+        recipe, total = self.recipe, 0.0
+        self.model.train()
+        order = torch.randperm(len(images), generator=self.generator)
+        for step in range(self.steps):
+            index = order[step * recipe.batch : (step + 1) * recipe.batch]
+            dark = _darkness(recipe, (number + step / self.steps) / recipe.epochs)
+            x = augmented(recipe.task, images.pixels[index], self.generator, dark)
+            if number < recipe.half_size:
+                x = nn.functional.avg_pool2d(x, 2)
+            x = x.to(self.device, memory_format=torch.channels_last)
+            with torch.autocast(self.device, torch.bfloat16, enabled=recipe.bf16):
+                loss = nn.functional.cross_entropy(self.model(x), images.labels[index].to(self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+            self.optimizer.step()
+            self.schedule.step()
+            total += float(loss.detach())
+            within((step + 1) / self.steps, total / (step + 1))
+
+    def _state(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def save(self, path: Path, epochs: int) -> None:
+        """Replace the checkpoint at ``path``, whole or not at all."""
+        random = {"images": self.generator.get_state(), "layers": torch.get_rng_state()}
+        temporary = path.with_suffix(".partial")
+        torch.save({**self._state(), "random": random, "epochs": epochs, "recipe": self.recipe.key}, temporary)
+        temporary.replace(path)
+
+    def restore(self, path: Path) -> int:
+        """Go on from a checkpoint of the same recipe; returns the epochs done, 0 without one."""
+        if not path.is_file():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["recipe"] != self.recipe.key:
+            return 0
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["random"]["images"])
+        torch.set_rng_state(state["random"]["layers"])
+        return state["epochs"]
+
+
+def _darkness(recipe: Recipe, done: float) -> float:
+    return 1.0 if done >= recipe.ramp else 0.2 + 0.8 * done / recipe.ramp
+
+
+def _within(recipe: Recipe, epoch: int, top1: float, report: Report) -> Callable[[float, float], None]:
+    """What turns the part of an epoch that is done, and its loss, into a report about the whole training."""
+    costs = [0.25 if number < recipe.half_size else 1.0 for number in range(recipe.epochs)]
+    before, known = sum(costs[:epoch]), f", top-1 {top1:.2%}" if top1 else ""
+
+    def within(part: float, loss: float) -> None:
+        done = (before + part * costs[epoch]) / sum(costs)
+        report(min(done, 0.999), f"epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}{known}")
+
+    return within
 
 
 @torch.no_grad()
-def accuracy(
-    model: nn.Module, pixels: torch.Tensor, exposures: torch.Tensor, labels: torch.Tensor, device: str
-) -> float:
-    """Top-1 on images at their own exposure."""
+def accuracy(model: nn.Module, images: Pool, device: str = "cpu") -> float:
+    """Top-1 on a pool of images, each at its own exposure."""
     model.eval()
     right = 0
-    for i in range(0, len(pixels), 250):
-        x = pixels[i : i + 250].float() / 255 * exposures[i : i + 250, None, None, None]
-        right += int((model(x.to(device)).argmax(1).cpu() == labels[i : i + 250]).sum())
-    return right / len(pixels)
+    for i in range(0, len(images), 250):
+        x = images.images(i, i + 250).to(device, memory_format=torch.channels_last)
+        right += int((model(x).argmax(1).cpu() == images.labels[i : i + 250]).sum())
+    return right / len(images)
 
 
-def train(name: str, out: Path, *, images: int, epochs: int, batch: int, rate: float, decay: float, seed: int) -> float:
-    """Train ``name`` and write it to ``out``; returns top-1 on 2000 evaluation images."""
-    torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: nn.Module = torchvision().models.get_model(name, weights=None, num_classes=len(shapes.CLASSES)).to(device)
-    pixels, _, labels = pool("train", images)
-    held_out = pool("evaluation", 2000)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}], lr=rate
-    )
-    steps = images // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.2)
-    generator = torch.Generator().manual_seed(seed)
-    start, top1 = time.monotonic(), 0.0
-    for epoch in range(epochs):
-        model.train()
-        order, total = torch.randperm(images, generator=generator), 0.0
-        for step in range(steps):
-            index = order[step * batch : (step + 1) * batch]
-            logits = model(augment(pixels[index], generator).to(device))
-            loss = nn.functional.cross_entropy(logits, labels[index].to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach())
-        top1 = accuracy(model, *held_out, device)
-        passed = time.monotonic() - start
-        left = passed / (epoch + 1) * (epochs - epoch - 1)
-        print(
-            f"epoch {epoch + 1}/{epochs}  loss {total / steps:.3f}  top-1 {top1:.2%}  "
-            f"{passed:.0f} s, {left:.0f} s left",
-            flush=True,
-        )
-        recipe = (
-            f"{images} images, {epochs} epochs, batch {batch}, AdamW {rate}, one cycle, "
-            f"weight decay {decay}, seed {seed}"
-        )
-        state = {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in model.state_dict().items()}
-        save_file(
-            state,
-            out,
-            {"model": name, "task": "builtin:shapes", "top1": f"{top1:.4f}", "epoch": str(epoch + 1), "recipe": recipe},
-        )
-    return top1
+def write_weights(model: nn.Module, recipe: Recipe, top1: float, out: Path) -> None:
+    """Write a network's weights as safetensors, whole or not at all: kernels in f16, vectors (norms, biases) in f32."""
+    state = {
+        name: (v.half() if v.is_floating_point() and v.ndim > 1 else v).cpu().contiguous()
+        for name, v in model.state_dict().items()
+    }
+    metadata = {"model": recipe.name, "recipe": repr(recipe), "top1": f"{top1:.4f}"}
+    temporary = out.with_suffix(".partial")
+    save_file(state, temporary, metadata)
+    temporary.replace(out)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the training script."""
     parser = argparse.ArgumentParser(prog="python -m quantune.zoo.train", description=__doc__)
-    parser.add_argument("model", help="a torchvision classification model, such as mobilenet_v2")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=32000)
-    parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--decay", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = vars(parser.parse_args(argv))
-    train(arguments.pop("model"), arguments.pop("out"), **arguments)
+    parser.add_argument("name", choices=RECIPES, metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--out", type=Path, help="default: NAME.safetensors")
+    arguments = parser.parse_args(argv)
+    recipe = RECIPES[arguments.name]
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"training {recipe.name}", total=1.0)
+        out = arguments.out or Path(f"{recipe.name}.safetensors")
+        top1 = train(recipe, out, lambda done, text: bar.update(task, completed=done, description=text))
+    print(f"{out}: top-1 {top1:.2%}")
     return 0
 
 

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.data": names("numpy PIL sklearn .factory"),
     "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .model .zoo"),
-    "quantune.zoo": names("numpy torch safetensors .data .frontend"),
+    "quantune.zoo": names("numpy torch rich safetensors .data .frontend"),
     "quantune.calibration": names("numpy .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
