@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from quantune.bits import UNIFORM_8, BitWidths
 from quantune.errors import UsageError
@@ -82,6 +82,15 @@ class QuantConfig:
         if self.is_float:
             return f"precision={self.precision}"
         return ",".join(f"{name}={value}" for name, value in self.options().items())
+
+    @property
+    def brief(self) -> str:
+        """The line for tables: layers with bits of their own are counted, not named."""
+        if self.is_float or not self.bits.layers:
+            return str(self)
+        count = len(self.bits.layers)
+        short = f"bits={self.bits.default} but for {count} layer{'s' if count > 1 else ''}"
+        return str(replace(self, bits=UNIFORM_8)) + "," + short
 
     def options(self) -> dict[str, str | int]:
         """The fields by name as they are written in a line; bits only where they are not eight everywhere."""

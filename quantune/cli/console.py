@@ -65,7 +65,7 @@ class Console:
                 size = (
                     result.artifact.size_bytes if result.artifact and trial is result.best else trial.score.size_bytes
                 )
-                table.add_row(name, *_cells(trial.score, base, size), str(trial.config))
+                table.add_row(name, *_cells(trial.score, base, size), trial.config.brief)
         self._out.print(table)
         self._out.print(result.report["verdict"], soft_wrap=True)
         if result.artifact is not None:
@@ -79,9 +79,10 @@ class Console:
     def show_artifact(self, artifact: Artifact, path: Path) -> None:
         """One line about an artifact built without a search, and its layers."""
         share = integer_share(artifact.layers)
+        config = "" if artifact.config is None else artifact.config.brief
         self._out.print(
             f"{path}: {artifact.size_bytes / 1e6:.2f} MB, {share:.1%} of the multiply-accumulates in integers, "
-            f"{artifact.config}",
+            f"{config}",
             soft_wrap=True,
         )
 
@@ -139,11 +140,11 @@ class SearchDisplay:
 def _line(trial: TuningTrial, is_baseline: bool) -> str:
     name = "base " if is_baseline else f"{trial.number:4d} "
     if trial.score is None:
-        return f"{name} FAILED  {trial.config}: {trial.reason}"
+        return f"{name} FAILED  {trial.config.brief}: {trial.reason}"
     score = trial.score
     latency = "" if score.latency_ms is None else f"{score.latency_ms:8.3f} ms"
     size = f"{score.size_bytes / 1e6:7.2f} MB"
-    return f"{name} {score.accuracy:7.2%} {latency} {size}  {trial.seconds:5.1f} s  {trial.config}"
+    return f"{name} {score.accuracy:7.2%} {latency} {size}  {trial.seconds:5.1f} s  {trial.config.brief}"
 
 
 def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, str]:

@@ -48,6 +48,13 @@ def test_eight_bits_everywhere_are_not_printed() -> None:
     assert BitWidths().of("any") == LayerBits(8, 8)
 
 
+def test_tables_count_the_layers_instead_of_naming_them() -> None:
+    bits = BitWidths.parse("w8a8/w3a8:features.0.0+head")
+    assert QuantConfig(clip="kl", bits=bits).brief.endswith("precision=int8,bits=w8a8 but for 2 layers")
+    assert QuantConfig(bits=BitWidths(LayerBits(4))).brief.endswith(",bits=w4a8")
+    assert QuantConfig(precision="f32", bits=bits).brief == "precision=f32"
+
+
 def test_the_compact_form() -> None:
     bits = BitWidths.parse("w4/w8:features.0.0+head/w3a4:a#2")
     assert bits.default == LayerBits(4, 8)
