@@ -38,11 +38,11 @@ from quantune.space import CALIBRATION_SIZES
 
 SCORERS: dict[str, Scorer] = {
     "sqnr": Sqnr(),
-    "sqnr, 128 images": Sqnr(images=128),
-    "sqnr, against f32": Sqnr(against="f32"),
+    "sqnr-128": Sqnr(images=128),
+    "sqnr-f32": Sqnr(against="f32"),
     "output-error": OutputError(),
-    "orthogonality, beta 1e-9": Orthogonality(beta=1e-9),
-    "orthogonality, beta 10": Orthogonality(),
+    "orthogonality-1e-9": Orthogonality(beta=1e-9),
+    "orthogonality": Orthogonality(),
 }
 
 
@@ -69,23 +69,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bits", default="8,6,5,4,3", help="uniform widths, whose sizes are the budgets")
     parser.add_argument("--config", default="", help="the other settings, such as clip=mse,calib=1000")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--scorers", default=",".join(SCORERS), help="some of " + ", ".join(SCORERS))
     parser.add_argument("--times", action="store_true", help="only the seconds, at 224x224")
     arguments = parser.parse_args(argv)
-    rows = times(arguments.model or "torchvision:mobilenet_v2") if arguments.times else accuracies(arguments)
+    scorers = {name: SCORERS[name] for name in arguments.scorers.split(",")}
+    model = arguments.model or "torchvision:mobilenet_v2"
+    rows = times(model, scorers) if arguments.times else accuracies(arguments, scorers)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     show(rows)
     return 0
 
 
-def accuracies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def accuracies(arguments: argparse.Namespace, scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
     """A row for each uniform width and each allocation of its size."""
     builder = api.make_builder(
         arguments.model or "builtin:mobilenet_v2_shapes", calib=arguments.calib, target="cpu", sizes=CALIBRATION_SIZES
     )
     config = QuantConfig.parse(arguments.config) if arguments.config else QuantConfig()
     allocator, rows = Allocator(builder, config=config), []
-    seconds = {name: _seconds(lambda by=by: allocator.scores(by)) for name, by in SCORERS.items()}
+    seconds = {name: _seconds(lambda by=by: allocator.scores(by)) for name, by in scorers.items()}
     with Evaluator(builder, api._one_split(arguments.eval, "evaluation")) as evaluator:
         rows.append(_row(evaluator, "f32", 32, QuantConfig(precision="f32"), 0))
         for width in map(int, arguments.bits.split(",")):
@@ -94,7 +97,7 @@ def accuracies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             rows.append(_row(evaluator, "uniform", width, _with(config, uniform), limit))
             if width == 8:
                 continue
-            for name, by in SCORERS.items():
+            for name, by in scorers.items():
                 begin = time.monotonic()
                 bits = allocator.allocate(by, [Budget(allocator.sizes, limit)]).bits
                 row = _row(evaluator, name, width, _with(config, bits), allocator.weight_bytes(bits))
@@ -102,10 +105,10 @@ def accuracies(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def times(model: str) -> list[dict[str, Any]]:
+def times(model: str, scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
     """Seconds of each scorer from a model that is imported and calibrated, compilations included, nothing cached."""
     rows = []
-    for name, by in SCORERS.items():
+    for name, by in scorers.items():
         with tempfile.TemporaryDirectory() as folder:
             builder = api.make_builder(
                 model, calib=Noise(128, 224), target="cpu", sizes=(1000,), cache=ArtifactCache(Path(folder))

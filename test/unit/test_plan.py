@@ -9,9 +9,10 @@ import pytest
 
 from mlir_passes.network import Network, Node
 from quantune.config import QuantConfig
+from quantune.errors import UsageError
 from quantune.numerics.affine import BIAS_LIMIT, choose_params
 from quantune.numerics.histogram import Histogram
-from quantune.plan import Layout, QuantizationPlan, integer_layers, lay_out, make_plan, observed
+from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
 IMAGE = (1, 4, 4, 4)
 
@@ -255,3 +256,30 @@ def test_json_is_what_the_annotating_pass_reads() -> None:
     assert np.float32(written["weights"]["a"]["scale"][0]) == plan.weights["a"].scale
     empty = {"activations": {}, "weights": {}}
     assert json.loads(QuantizationPlan({}, {}).to_json()) == empty
+
+
+def _ramps() -> dict[str, Histogram]:
+    statistics = {name: Histogram() for name in observed(RESNET)}
+    for histogram in statistics.values():
+        histogram.add(np.linspace(0, 4, 2000, dtype=np.float32))
+    return statistics
+
+
+def test_bits_are_those_of_the_layer_and_of_the_widest_reader() -> None:
+    config = QuantConfig.parse("bits=w4a4/w2a8:c1/w8a4:fc")
+    plan = make_plan(RESNET, _ramps(), config)
+    assert {name: bits_of(params) for name, params in plan.weights.items()} == {"stem": 4, "c1": 2, "c2": 4, "fc": 8}
+    assert plan.weights["c1"].qmax == 1
+    # c1 reads the pool with eight bits, and r0 is of the pool's group; no layer reads the sum.
+    found = {name: bits_of(params) for name, params in plan.activations.items()}
+    assert found == {"x": 4, "r0": 8, "pool": 8, "r1": 4, "c2": 8, "r2": 8, "mean": 4}
+    assert plan.is_narrow
+    assert not make_plan(RESNET, _ramps(), QuantConfig()).is_narrow
+
+
+def test_bits_of_a_layer_that_is_not_there_are_told_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"the model has no layer 'ste'; did you mean stem\?") as error:
+        make_plan(RESNET, _ramps(), QuantConfig.parse("bits=w8/w4:ste"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="its layers have names such as stem, c1, c2"):
+        make_plan(RESNET, _ramps(), QuantConfig.parse("bits=w8/w4:zzzzzz"))
