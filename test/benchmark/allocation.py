@@ -90,6 +90,7 @@ def accuracies(arguments: argparse.Namespace, scorers: dict[str, Scorer]) -> lis
     allocator, rows = Allocator(builder, config=config), []
     seconds = {name: _seconds(lambda by=by: allocator.scores(by)) for name, by in scorers.items()}
     with Evaluator(builder, api._one_split(arguments.eval, "evaluation")) as evaluator:
+        _ = evaluator.images  # written once, before a file is verified on them
         rows.append(_row(evaluator, "f32", 32, QuantConfig(precision="f32"), 0))
         for width in map(int, arguments.bits.split(",")):
             uniform = BitWidths(LayerBits(width))

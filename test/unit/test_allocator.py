@@ -18,6 +18,7 @@ from quantune.data.sources import Items
 from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.frontend.importer import import_module
+from quantune.numerics.simulate import simulate
 
 SHAPE = (1, 3, 8, 8)
 IMAGES = np.random.default_rng(0).standard_normal((6, *SHAPE), np.float32)
@@ -57,6 +58,17 @@ def test_sizes_are_those_of_packed_weights(allocator: Allocator) -> None:
     assert allocator.weight_bytes(BitWidths(LayerBits(2))) == weights // 4
     assert allocator.within(weights - 1) == [BitWidths(LayerBits(7))]
     assert allocator.within(weights // 4 - 1) == []
+
+
+def test_tensors_are_observed_image_by_image(allocator: Allocator) -> None:
+    layers = allocator.network.layers
+    for names in ([layers[1].inputs[0]], [layers[0].name, layers[2].name]):  # what calibration reads too, and what not
+        found = list(allocator.observe(names, 3))
+        assert [list(each) for each in found] == [names] * 3
+        for tensors, image in zip(found, IMAGES, strict=False):
+            expected = simulate(allocator.network, {}, {}, image)
+            for name in names:
+                np.testing.assert_allclose(tensors[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_numbers_of_a_mixed_network_are_put_together_from_uniform_ones(allocator: Allocator) -> None:
