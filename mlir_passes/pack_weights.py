@@ -62,7 +62,9 @@ class PackWeights(Pass):
             with ir.InsertionPoint(op), op.location:
                 op.results[0].replace_all_uses_with(_load(symbol, numbers.shape))
             op.erase()
-        with ir.InsertionPoint.at_block_begin(module.regions[0].blocks[0]), ir.Location.unknown(module.context):
+        # A location it must be: without one, iree-compile writes whatever is in its memory for the line of the loop.
+        here = ir.Location.file(self.name, 1, 1, context=module.context)
+        with ir.InsertionPoint.at_block_begin(module.regions[0].blocks[0]), here:
             for bits, weights in sorted(by_width.items()):
                 for symbol, numbers in weights.items():
                     _declare(symbol, numbers.shape)

@@ -12,6 +12,7 @@ from torch import nn
 
 from quantune import api
 from quantune.bits import BitWidths, LayerBits
+from quantune.compiler.cache import ArtifactCache
 from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.frontend.importer import import_module
@@ -110,6 +111,10 @@ def test_an_artifact_shows_its_bits_and_is_smaller_by_them(tmp_path: Path) -> No
     assert abs((eight - three) - sum(weights) * 5 / 8) < 0.02 * eight
     assert abs((eight - mixed) - (weights[1] * 6 + (weights[0] + weights[2]) * 4) / 8) < 0.02 * eight
     path = made["bits=w4/w2:2"].save(tmp_path / "mixed.vmfb")
+    rebuilt = api.quantize(wide, "bits=w4/w2:2", calib=calib, options=options, cache=ArtifactCache(tmp_path / "cache"))
+    assert rebuilt.provenance is not None
+    assert made["bits=w4/w2:2"].provenance is not None
+    assert rebuilt.provenance.sha256 == made["bits=w4/w2:2"].provenance.sha256
     again = load(path)
     assert again.config is not None
     assert again.config.bits.of("2") == LayerBits(2)
