@@ -170,16 +170,17 @@ class BitsWanted:
             parse_size(self.size_budget, 1)
             scorer(self.scorer or DEFAULT_SCORER)
 
-    def candidates(self, builder: Builder) -> list[BitWidths]:
+    def candidates(self, builder: Builder, config: QuantConfig) -> list[BitWidths]:
         """The bit widths that a search is to try, best first.
 
-        Under a budget: the allocation, and the widest uniform width that fits, to compare it with.
+        Under a budget: the allocation, and the widest uniform width that fits, to compare it with. config: the other
+        settings under which layers are scored.
         """
         if self.weight_bits is not None:
             return [BitWidths(LayerBits(self.weight_bits))]
         if self.size_budget is None:
             return [BitWidths()]
-        allocator = Allocator(builder)
+        allocator = Allocator(builder, config=config)
         limit = parse_size(self.size_budget, allocator.eight_bits)
         by = scorer(self.scorer or DEFAULT_SCORER)
         allocated = allocator.allocate(by, [Budget(allocator.sizes, limit)])

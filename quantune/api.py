@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,8 @@ def compile(
         proxies = Proxies(imported.network, builder.plan, builder.statistics)
         if size_budget is not None:
             progress.on_stage("scoring the layers")
-        bits = wanted.candidates(builder)
+        base = QuantConfig() if size_budget is None else proxies.best()
+        bits = wanted.candidates(builder, base)
         # Layers that stay f32 would break a budget.
         precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
         progress.on_stage("searching")
@@ -168,7 +169,7 @@ def compile(
             max_trials=max_trials,
             time_budget_s=time_budget_s,
             baselines=FLOATS,
-            first=[QuantConfig(bits=each) for each in bits],
+            first=[replace(base, bits=each) for each in bits],
             space=distributions(bits, precisions),
             features=proxies.features,
             prior=proxies.prior,

@@ -55,6 +55,10 @@ class Proxies:
         """The predicted signal-to-noise ratio of the output in dB; larger is better."""
         return self._predict(space.from_params(params))[0]
 
+    def best(self) -> QuantConfig:
+        """The configuration of level 1, integers throughout, that is predicted to have the least noise."""
+        return max((c for c in space.LEVEL1 if c.precision == "int8"), key=lambda c: self._predict(c)[0])
+
     def _predict(self, config: QuantConfig) -> tuple[float, ...]:
         if config not in self._known:
             plan = self._plan(config)

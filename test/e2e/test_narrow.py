@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,7 @@ def test_a_budget_s_allocation_is_measured_beside_the_uniform_width_that_fits(sc
     )  # fmt: skip
     tried = [trial.config.bits for trial in result.tuning.trials]
     assert len(set(tried)) == 2
+    assert len({str(replace(trial.config, bits=BitWidths())) for trial in result.tuning.trials}) == 1
     assert BitWidths(LayerBits(4)) in tried
     assert {trial.config.precision for trial in result.tuning.trials} == {"int8"}
     assert result.best is not None
