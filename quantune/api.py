@@ -30,7 +30,7 @@ from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.strategies import check as check_strategy
 from quantune.search.transfer import PastStudy, shipped, usable
 from quantune.search.tuner import tune
-from quantune.space import PARAMETERS, distributions
+from quantune.space import PARAMETERS, distributions, programs
 from quantune.versions import versions
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def compile(
     weight_bits: int | None = None,
     size_budget: str | int | None = None,
     scorer: str | None = None,
+    early_stop: bool = True,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -128,8 +129,9 @@ def compile(
     transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
     measured. weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by
-    which a scorer (sqnr, output-error, orthogonality) gives each layer its own. The same call continues an interrupted
-    search. Raises QuantuneError with one line for the user.
+    which a scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall
+    behind the best for sure (quantune.search.stopping); the answer is always measured on all images. The same call
+    continues an interrupted search. Raises QuantuneError with one line for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
@@ -150,6 +152,9 @@ def compile(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration
     )
     with Evaluator(builder, eval_split, threads=threads) as evaluator:
+        builder.prepare(FLOATS, calibration=True)
+        progress.on_stage(f"reading {len(eval_split)} evaluation images")
+        _ = evaluator.images
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
         proxies = Proxies(imported.network, builder.plan, builder.statistics)
         if size_budget is not None:
@@ -158,6 +163,7 @@ def compile(
         bits = wanted.candidates(builder, base)
         # Layers that stay f32 would break a budget.
         precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
+        builder.prepare(programs(bits[0], precisions)[:max_trials])
         progress.on_stage("searching")
         tuning = tune(
             evaluator,
@@ -175,6 +181,7 @@ def compile(
             prior=proxies.prior,
             past=_past(imported) if transfer else (),
             retime=evaluator.retime,
+            set_floor=evaluator.set_floor if early_stop else None,
             on_event=progress.on_event,
             storage=storage,
         )

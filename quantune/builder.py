@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from quantune.config import QuantConfig
 from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
 from quantune.model import ImportedModel
-from quantune.plan import QuantizationPlan, Ranges, make_plan, observed
+from quantune.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.devices import processors
 from quantune.runtime.program import Program
@@ -99,7 +100,10 @@ class Builder:
         self._statistics: Statistics | None = None
         self._plans: dict[QuantConfig, QuantizationPlan] = {}
         self._ranges: dict[int, Ranges] = {}
+        self._weights: KnownWeights = {}
         self._built: dict[QuantConfig, Built] = {}
+        self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
+        self._compiling: dict[str, threading.Lock] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
             raise UsageError(
                 f"{calib.source.name} has images of shape {calib.source.shape}, "
@@ -157,8 +161,7 @@ class Builder:
 
     def _instrumented(self, tensors: tuple[str, ...]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """A function from a batch to tensors of the f32 network, run on this machine's processor."""
-        host = Target("cpu")
-        path = self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host).path
+        path = self._compile_instrumented(tensors).path
         own = threading.local()  # a loaded program serves one thread
         size = self.model.input_shape[0]
 
@@ -170,15 +173,39 @@ class Builder:
 
         return run
 
+    def _compile_instrumented(self, tensors: tuple[str, ...]) -> CompiledModule:
+        host = Target("cpu")
+        return self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host)
+
     # Building
+
+    def prepare(self, configs: Iterable[QuantConfig] = (), *, calibration: bool = False) -> None:
+        """Compile in the background, one program after the other, what will be asked for: a failure is told there.
+
+        calibration: the program that calibrates, before the configurations.
+        """
+        if calibration and self.calib is not None:
+            self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
+        for config in configs:
+            self._ahead.submit(_quietly, self._program, config)
+
+    def close(self) -> None:
+        """Forget what `prepare` has not begun, and wait for what it has."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
+
+    def _program(self, config: QuantConfig) -> CompiledModule:
+        return self._compile(self.lower(config, outline=not config.is_float).module, self.target)
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
         """The scales and zero points of a configuration; None for a float one."""
         if config.is_float:
             return None
         if config not in self._plans:
-            ranges = self._ranges.setdefault(config.calib, {})
-            self._plans[config] = make_plan(self.model.network, self.statistics.at(config.calib), config, ranges)
+            seen = min(config.calib, self.statistics.available)  # more than there are images give the same statistics
+            ranges = self._ranges.setdefault(seen, {})
+            statistics = self.statistics.at(config.calib)
+            self._plans[config] = make_plan(self.model.network, statistics, config, ranges, self._weights)
         return self._plans[config]
 
     def lower(self, config: QuantConfig, *, until: str = "vmfb", outline: bool = False) -> Lowered:
@@ -220,18 +247,20 @@ class Builder:
     def artifact(self, config: QuantConfig) -> Artifact:
         """The one-file artifact of a configuration: numbers inside, with provenance and what its layers run in."""
         lowered = self.lower(config)
-        program = self._compile(lowered.module, self.target)
+        program = self._compile(lowered.module, self.target, explain=True)
         return Artifact(attach(program.path.read_bytes(), self._provenance(config, lowered, program)))
 
     def executed(self, program: CompiledModule) -> tuple[LayerExecution, ...]:
         """What each layer of a compiled program really runs in, read from the compiler's own dispatches."""
         return layer_executions(program.dispatches, layers={node.layer for node in self.model.network.layers} - {""})
 
-    def _compile(self, module: bytes, target: Target) -> CompiledModule:
-        return compile_module(
-            module, target, timeout_s=self.timeout_s, memory_limit_gib=self.memory_limit_gib, cache=self.cache,
-            failure_dir=self.debugging.reproducer_dir,
-        )  # fmt: skip
+    def _compile(self, module: bytes, target: Target, *, explain: bool = False) -> CompiledModule:
+        # What is being compiled in the background is waited for, and then found in the cache.
+        with self._compiling.setdefault(content_key(module), threading.Lock()):
+            return compile_module(
+                module, target, timeout_s=self.timeout_s, memory_limit_gib=self.memory_limit_gib, cache=self.cache,
+                failure_dir=self.debugging.reproducer_dir, explain=explain,
+            )  # fmt: skip
 
     def _provenance(self, config: QuantConfig, lowered: Lowered, program: CompiledModule) -> Provenance:
         return Provenance(
@@ -246,6 +275,13 @@ class Builder:
             layers=self.executed(program),
             processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,
         )
+
+
+def _quietly(work: Callable[..., object], argument: object) -> None:
+    try:
+        work(argument)
+    except Exception as error:  # whoever asks for the result meets the failure again, and tells it
+        logger.debug("in the background: %s", error)
 
 
 def full_batch(images: np.ndarray, size: int) -> np.ndarray:

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantune.builder import Builder, Built
-from quantune.compiler.cache import content_key
+from quantune.compiler.cache import content_key, trim
+from quantune.compiler.iree import paused
 from quantune.config import QuantConfig
+from quantune.data.base import hashed_order
 from quantune.data.splits import Materialized, Split, materialize
 from quantune.errors import RunFailed, UsageError
-from quantune.runtime.benchmark import compare
-from quantune.runtime.devices import open_device
+from quantune.runtime.devices import open_device, processors
 from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort
-from quantune.search.evaluate import Score, pack_correct
+from quantune.search.evaluate import Score, pack_correct, unpack_correct
+from quantune.search.stopping import Floor, looks
 
 logger = logging.getLogger(__name__)
 
 QUICK = Effort(repetitions=5, min_seconds=0.3, warmup_seconds=0.1)
 """For ranking during the search; finalists are timed again side by side."""
 
+FINAL = Effort(repetitions=10, min_seconds=0.6, warmup_seconds=0.1)
+
+MOST_WORKERS = 8
+
+IMAGES_LIMIT_BYTES = 4 << 30
+"""Evaluation images that are kept on disk from one search to the next; those in use always stay."""
+
 
 class Evaluator:
-    """Measures configurations of a builder on evaluation images, in a worker process. Use it as a context manager.
+    """Measures configurations of a builder on evaluation images, in worker processes. Use it as a context manager.
 
-    eval_split: labelled images, disjoint from the calibration images. threads: for the latency. Two configurations that
-    compute the same are measured once; the latency is measured once per program.
+    eval_split: labelled images, disjoint from the calibration images. threads: for the latency; the accuracy is counted
+    on all processors. The images are shown in an order drawn at random, once for all, so that the first ones stand for
+    all. Two configurations that compute the same are measured once, here and in later sessions with the same cache; the
+    latency is measured once per program, while nothing else runs here.
     """
 
     def __init__(self, builder: Builder, eval_split: Split, *, threads: int = 1, timeout_s: float = 1200.0) -> None:
@@ -52,11 +67,16 @@ class Evaluator:
         self._classes = results[0][1]
         if builder.target.name != "cpu":
             open_device(builder.target.device())  # a missing device is told before anything is compiled for it
-        self.threads = threads
-        self._worker = Worker(device=builder.target.device(threads=threads), threads=threads, timeout_s=timeout_s)
+        self.threads, self._timeout_s = threads, timeout_s
+        self._workers = self._new_workers()
+        self._timer = Worker(device=builder.target.device(threads=threads), threads=threads, timeout_s=timeout_s)
+        self._folder = tempfile.TemporaryDirectory(prefix="quantune-trials-")
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
+        self._floor: Floor | None = None
         self._scores: dict[str, Score] = {}
+        self._programs: dict[QuantConfig, str] = {}
+        self._files: dict[str, tuple[Path, Path | None]] = {}  # of a program: itself, and some set of its numbers
         self._latency: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -65,20 +85,29 @@ class Evaluator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._worker.close()
+        for worker in (*self._workers, self._timer):
+            worker.close()
+        self.builder.close()
+        self._folder.cleanup()
 
     @property
     def images(self) -> Path:
-        """The evaluation images as a file that workers map; written at the first use."""
+        """The evaluation images as a file that workers map, in the order of evaluation; written at the first use."""
         if self._images is None:
             folder = self.builder.cache.root / "images"
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{content_key(self.split.fingerprint)[:32]}.npy"
+            name = content_key(self.split.fingerprint, "shuffled")[:32]
+            path = folder / f"{name}.npy"
             labels = path.with_suffix(".labels.npy")
             if path.is_file() and labels.is_file():
+                os.utime(path)
+                os.utime(labels)
                 self._images = Materialized(path, labels, len(self.split))
             else:
-                self._images = materialize(self.split, path, self._classes)
+                order = hashed_order(len(self.split))
+                shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
+                self._images = materialize(shuffled, path, self._classes)
+            trim(folder, IMAGES_LIMIT_BYTES, newest=name)
             self._labels = np.load(self._images.labels)
             if self._labels.max(initial=0) >= self._classes:  # the file may be of a model with more classes
                 raise UsageError(
@@ -86,51 +115,126 @@ class Evaluator:
                 )
         return self._images.images
 
+    def set_floor(self, floor: Floor | None) -> None:
+        """Let the next trials stop once they surely end below ``floor``; None measures them in full."""
+        self._floor = floor
+
     def __call__(self, config: QuantConfig) -> Score:
         """Build and measure one configuration; any failure is an exception with the reason."""
         _ = self.images  # wrong labels are told before anything is compiled
+        for worker in (*self._workers, self._timer):
+            worker.start()
         built = self.builder.build(config)
         known = self._scores.get(built.key)
-        if known is None:
+        if known is None or (self._floor is None and known.images < len(self._labels)):
             known = self._scores[built.key] = self._measure(built)
+        self._programs[config] = built.program.sha256
         self.builder.forget(config)
         return known
 
     def _measure(self, built: Built) -> Score:
-        images = self.images
         start = time.monotonic()
-        effort = None if built.program.sha256 in self._latency else QUICK
-        outcome = self._worker.evaluate(built.program.path, images, parameters=built.numbers, effort=effort)
-        if outcome.timing is not None:
-            self._latency[built.program.sha256] = float(np.median(outcome.timing.medians))
-        right = self._right(outcome.logits)
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            numbers = None if built.numbers is None else Path(folder) / "numbers.npz"
+            if numbers is not None:
+                np.savez(numbers, **(built.numbers or {}))  # type: ignore[arg-type]
+            right, seconds = self._answers(built, numbers)
+        sha, paused_at = built.program.sha256, time.monotonic()
+        if sha not in self._latency:
+            self._latency[sha] = self._time([self._keep(built)], QUICK)[0]
         details = {
             "correct": pack_correct(right),
-            "program": built.program.sha256,
-            "seconds": {**built.seconds, "evaluation": outcome.seconds, "measuring": time.monotonic() - start},
-        }
-        latency = self._latency[built.program.sha256]
-        return Score(float(right.mean()), latency, built.size_bytes, len(right), details)
+            "program": sha,
+            "seconds": {
+                **built.seconds, "evaluation": seconds, "latency": time.monotonic() - paused_at,
+                "measuring": time.monotonic() - start,
+            },
+        }  # fmt: skip
+        accuracy = float(right.mean())
+        if len(right) < len(self._labels):
+            assert self._floor is not None
+            details["stopped_early"] = {"of": len(self._labels), "share_of_these": accuracy}
+            accuracy = self._floor.estimate(right)
+        return Score(accuracy, self._latency[sha], built.size_bytes, len(right), details)
+
+    def _answers(self, built: Built, numbers: Path | None) -> tuple[NDArray[np.bool_], float]:
+        """Which images are answered right, of the first ones until the floor stops it, and the seconds that took."""
+        total = len(self._labels)
+        key = content_key("answers", built.key, self.images.stem)
+        known = self.builder.cache.get_bytes(key, ".correct")
+        if known is not None:
+            return unpack_correct(known.decode(), total), 0.0
+        start, right = time.monotonic(), np.zeros(0, bool)
+        for end in (*(looks(total) if self._floor is not None else ()), total):
+            logits = self._run(self._workers, built.program.path, numbers, len(right), end)
+            right = np.concatenate([right, self._right(logits, len(right))])
+            if end < total and self._floor is not None and self._floor.stops(right):
+                return right, time.monotonic() - start
+        self.builder.cache.put(key, pack_correct(right).encode(), ".correct")
+        return right, time.monotonic() - start
 
     def retime(self, configs: list[QuantConfig]) -> dict[QuantConfig, float]:
-        """Latencies in ms, measured side by side on artifacts; configurations of one program share one measurement."""
-        programs = {config: self.builder.build(config).program.sha256 for config in configs}
-        chosen = {sha: config for config, sha in reversed(programs.items())}
-        with tempfile.TemporaryDirectory(prefix="quantune-retime-") as folder:
-            paths = [
-                self.builder.artifact(config).save(Path(folder) / f"{i}.vmfb")
-                for i, config in enumerate(chosen.values())
-            ]
-            timings = compare(paths, threads=self.threads, device=self._worker.device, images=self.images).timings
-        latency = {sha: timing.median_ms for sha, timing in zip(chosen, timings, strict=True)}
-        return {config: latency[sha] for config, sha in programs.items()}
+        """Latencies in ms, measured side by side; configurations of one program share one measurement."""
+        for config in configs:
+            if config not in self._programs:
+                built = self.builder.build(config)
+                self._programs[config] = built.program.sha256
+                self._keep(built)
+                self.builder.forget(config)
+        chosen = list(dict.fromkeys(self._programs[config] for config in configs))
+        latency = dict(zip(chosen, self._time([self._files[sha] for sha in chosen], FINAL), strict=True))
+        return {config: latency[self._programs[config]] for config in configs}
 
     def verify(self, path: Path) -> float:
-        """Top-1 of an artifact on disk, on all evaluation images, by a fresh process."""
-        with Worker(device=self._worker.device, threads=self.threads, timeout_s=self._worker.timeout_s) as worker:
-            return float(self._right(worker.evaluate(path, self.images).logits).mean())
+        """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""
+        workers = self._new_workers()
+        try:
+            return float(self._right(self._run(workers, path, None, 0, len(self._labels)), 0).mean())
+        finally:
+            for worker in workers:
+                worker.close()
 
-    def _right(self, logits: np.ndarray) -> np.ndarray:
+    def _keep(self, built: Built) -> tuple[Path, Path | None]:
+        """A program and its numbers as files that outlive the trial."""
+        sha = built.program.sha256
+        if sha not in self._files:
+            numbers = None if built.numbers is None else Path(self._folder.name) / f"{sha}.npz"
+            if numbers is not None:
+                np.savez(numbers, **(built.numbers or {}))  # type: ignore[arg-type]
+            self._files[sha] = built.program.path, numbers
+        return self._files[sha]
+
+    def _time(self, programs: list[tuple[Path, Path | None]], effort: Effort) -> list[float]:
+        with paused():
+            return [sample.quartiles[1] for sample in self._timer.time(programs, self.images, effort)]
+
+    def _new_workers(self) -> list[Worker]:
+        """One worker for each processor, or one for the GPU."""
+        target = self.builder.target
+        count = min(processors(), MOST_WORKERS) if target.name == "cpu" else 1
+        return [Worker(device=target.device(), timeout_s=self._timeout_s) for _ in range(count)]
+
+    def _run(
+        self, workers: Sequence[Worker], program: Path, numbers: Path | None, first: int, end: int
+    ) -> NDArray[np.floating]:
+        """The program's results on images [first, end), shared out among the workers."""
+        images = self.images
+        borders = np.linspace(first, end, len(workers) + 1).astype(int)
+        parts = [(worker, int(a), int(b)) for worker, a, b in zip(workers, borders, borders[1:], strict=False) if a < b]
+
+        def run(worker: Worker, a: int, b: int) -> NDArray[np.floating]:
+            return worker.evaluate(program, images, parameters=numbers, first=a, count=b - a).logits
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            futures = [pool.submit(run, *part) for part in parts]
+            try:
+                return np.concatenate([future.result() for future in futures])
+            except BaseException:
+                for worker in workers:  # else the pool would wait for the others
+                    worker.stop()
+                raise
+
+    def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
         if not np.isfinite(logits).all():
             raise RunFailed("the artifact's output is not finite")
-        return logits.argmax(axis=1) == self._labels
+        return logits.argmax(axis=1) == self._labels[first : first + len(logits)]

@@ -111,6 +111,7 @@ def observed(network: Network) -> tuple[str, ...]:
 
 
 Ranges = MutableMapping[tuple[tuple[str, ...], str, str, int], tuple[float, float]]
+KnownWeights = MutableMapping[tuple[str, str, bool, int], QuantParams]
 
 
 def bits_of(params: QuantParams) -> int:
@@ -138,14 +139,19 @@ def activation_bits(network: Network, layout: Layout, bits: BitWidths) -> dict[s
 
 
 def make_plan(
-    network: Network, statistics: Mapping[str, Histogram], config: QuantConfig, ranges: Ranges | None = None
+    network: Network,
+    statistics: Mapping[str, Histogram],
+    config: QuantConfig,
+    ranges: Ranges | None = None,
+    known_weights: KnownWeights | None = None,
 ) -> QuantizationPlan:
     """Choose scales and zero points.
 
     statistics: tensor name -> histogram at the configuration's calibration size. ranges: remembers what clipping chose
-    for these statistics, for the next configuration.
+    for these statistics, for the next configuration. known_weights: the same for weights, whatever the statistics.
     """
     ranges = {} if ranges is None else ranges
+    known_weights = {} if known_weights is None else known_weights
     layers = integer_layers(network, config.precision)
     layout = lay_out(network, layers)
     notes: list[str] = []
@@ -153,9 +159,12 @@ def make_plan(
     widths = activation_bits(network, layout, config.bits)
     for representative, names in layout.sources.items():
         bits = widths[representative]
-        key = (names, config.clip, config.scheme, bits)
+        scheme = config.scheme
+        if scheme == "symmetric_uint8":  # it is one of these two, and so is the range that suits it
+            scheme = "asymmetric" if all(statistics[name].minimum >= 0 for name in names) else "symmetric"
+        key = (names, config.clip, scheme, bits)
         if key not in ranges:
-            ranges[key] = clip_range(merged(statistics, names), config.clip, config.scheme, bits)
+            ranges[key] = clip_range(merged(statistics, names), config.clip, scheme, bits)
         lo, hi = ranges[key]
         if is_degenerate(lo, hi):
             notes.append(f"{names[0]}: was 0 on every calibration image; scale 1.0 is used")
@@ -168,8 +177,11 @@ def make_plan(
         assert node.weight is not None
         assert node.bias is not None
         width = config.bits.of(node.name).weights
-        params = weight_params(node.weight, config.granularity, config.scheme, width)
-        weights[node.name] = fit_to_bias(params, node.bias, float(activations[node.inputs[0]].scale))
+        key = (node.name, config.granularity, config.scheme == "symmetric_power2", width)
+        if key not in known_weights:
+            known_weights[key] = weight_params(node.weight, config.granularity, config.scheme, width)
+        scale = float(activations[node.inputs[0]].scale)
+        weights[node.name] = fit_to_bias(known_weights[key], node.bias, scale)
     return QuantizationPlan(activations, weights, tuple(notes))
 
 

@@ -17,6 +17,7 @@ from quantune.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.stopping import ERROR
 from quantune.versions import versions
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def write_reports(
     report = build_report(
         tuning, model=builder.model.name, target=str(builder.target), default=QuantConfig(), layers=layers,
         environment=environment(builder, evaluator), rebuild=[shlex.join(command)] if command else [],
-        notes=_notes(builder, evaluator, plan),
+        notes=[*_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)],
     )  # fmt: skip
     write_report(report, folder)
     return {**report.model_dump(mode="json"), "verdict": verdict(report)}
@@ -154,6 +155,19 @@ def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None
     if plan is not None:
         notes.extend(plan.notes)
     return notes
+
+
+def _stopped(tuning: TuningResult, evaluator: Evaluator) -> list[str]:
+    """What to know about trials that were stopped early."""
+    total = len(evaluator.split)
+    short = [t for t in tuning.trials if t.score is not None and t.score.images < total]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {len(tuning.trials)} trials were stopped before all {total} images, once they surely fell "
+        f"behind (a trial that keeps up is stopped with a probability of at most {ERROR:g}): their accuracy is an "
+        "estimate from the images they have, and they are neither the answer nor among the trials that no other beats"
+    ]
 
 
 def _split(split: Any) -> dict[str, Any]:

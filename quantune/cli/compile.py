@@ -103,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=int, default=0, metavar="N")
     search.add_argument("--no-transfer", action="store_true", help="search without what was measured on other models")
     search.add_argument(
+        "--no-early-stop", action="store_true", help="measure every trial on all images, hopeless ones too"
+    )
+    search.add_argument(
         "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
     )
     bits = top.add_argument_group("bits")
@@ -174,7 +177,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
-            options=_options(arguments), storage=arguments.storage, transfer=not arguments.no_transfer,
+            options=_options(arguments), storage=arguments.storage, early_stop=not arguments.no_early_stop,
+            transfer=not arguments.no_transfer,
             weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
         )  # fmt: skip

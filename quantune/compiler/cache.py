@@ -152,6 +152,22 @@ class ArtifactCache:
             path.replace(target)
 
 
+def trim(folder: Path, limit_bytes: int, *, newest: str) -> None:
+    """Delete the least recently used files of ``folder`` that make it exceed the limit, and what writers left behind.
+
+    newest: files whose name begins so stay. A process that has a deleted file open keeps its content.
+    """
+    entries = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
+    total = sum(size for _, size, _ in entries)
+    for used, size, path in entries:
+        torn = path.name.endswith(".partial")
+        stale = torn and time.time() - used > _STALE_SECONDS
+        if not stale and (torn or total <= limit_bytes or path.name.startswith(newest)):
+            continue
+        path.unlink(missing_ok=True)
+        total -= size
+
+
 def _digest_in(name: str) -> str:
     return name.split(".", 2)[1][:64]
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +69,15 @@ class Worker:
     ) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Start the child ahead of its first job, without waiting for it."""
+        if self._child is None:
+            self._start()
+
+    def stop(self) -> None:
+        """End the child, and with it the job it may be at; the next job starts another."""
+        self._stop()
+
     def close(self) -> None:
         """End the child."""
         self._stop()
@@ -109,6 +118,22 @@ class Worker:
             result = self.request(job, timeout_s=timeout_s)
             logits = np.load(output, allow_pickle=False)
         return Evaluation(logits, result["seconds"], read_samples(result["timing"]) if result["timing"] else None)
+
+    def time(
+        self,
+        programs: Sequence[tuple[Path | str, Path | str | None]],
+        images: Path | str,
+        effort: Effort,
+    ) -> list[Samples]:
+        """Time programs against each other on the first images of a file; each with its parameters, if it has any."""
+        job = {
+            "job": "time",
+            "programs": [str(program) for program, _ in programs],
+            "parameters": [None if parameters is None else str(parameters) for _, parameters in programs],
+            "input": str(images),
+            "effort": asdict(effort),
+        }
+        return [read_samples(sample) for sample in self.request(job)["samples"]]
 
     def request(self, job: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send one job and return its result; the error the child answered is raised here."""

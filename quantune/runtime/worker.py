@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _answer(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
 
 def _evaluate(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Run the program on images [first, first + count) and write the results, one row an image."""
-    program = Program(job["program"], device=device, threads=threads, parameters=job["parameters"])
+    program = _loaded(job["program"], device, threads, job["parameters"])
     images = read_images(job["images"], program)
     first = job["first"]
     chosen = images[first:] if job["count"] is None else images[first : first + job["count"]]
@@ -78,7 +79,10 @@ def _evaluate(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
 
 def _time(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Time several programs against each other."""
-    calls = [_caller(job, path, device, threads) for path in job["programs"]]
+    parameters = job.get("parameters") or [None] * len(job["programs"])
+    calls = [
+        _caller(job, path, device, threads, numbers) for path, numbers in zip(job["programs"], parameters, strict=True)
+    ]
     with pinned(device == "local-sync") as processor:
         samples = measure(calls, Effort(**job["effort"]))
     return {"samples": [asdict(sample) for sample in samples], "processor": processor}
@@ -150,9 +154,15 @@ def _batch(images: np.ndarray, program: Program) -> np.ndarray:
     return batch
 
 
-def _caller(job: dict[str, Any], path: str, device: str, threads: int) -> Callable[[], object]:
-    program = Program(path, device=device, threads=threads)
+def _caller(job: dict[str, Any], path: str, device: str, threads: int, parameters: str | None) -> Callable[[], object]:
+    program = Program(path, device=device, threads=threads, parameters=parameters)
     return program.caller(*_inputs(job, program))
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str, device: str, threads: int, parameters: str | None) -> Program:
+    """The program, kept for the next job: the images of a trial come in several."""
+    return Program(path, device=device, threads=threads, parameters=parameters)
 
 
 def _inputs(job: dict[str, Any], program: Program) -> list[np.ndarray]:

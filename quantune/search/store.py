@@ -223,8 +223,13 @@ def _rdb(url: str, *, known: bool = False) -> RDBStorage:
 
 
 def _create_studies(storage: BaseStorage, fingerprint: Mapping[str, str], direction: Direction) -> None:
-    study = optuna.create_study(study_name=SEARCH, storage=storage, direction=direction, load_if_exists=True)
-    optuna.create_study(study_name=BASELINES, storage=storage, direction=direction, load_if_exists=True)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it tells of each study that it creates
+    try:
+        study = optuna.create_study(study_name=SEARCH, storage=storage, direction=direction, load_if_exists=True)
+        optuna.create_study(study_name=BASELINES, storage=storage, direction=direction, load_if_exists=True)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
     if _FINGERPRINT not in study.user_attrs and not study.get_trials(deepcopy=False):
         study.set_user_attr(_FINGERPRINT, dict(fingerprint))
 

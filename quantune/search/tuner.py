@@ -26,7 +26,7 @@ from optuna.trial import Trial, TrialState
 from quantune import space as level1
 from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
-from quantune.search.evaluate import Objective, Score, TrialFailed
+from quantune.search.evaluate import Objective, Score, TrialFailed, unpack_correct
 from quantune.search.features import FeatureHook
 from quantune.search.history import (
     DamagedTrial,
@@ -42,6 +42,7 @@ from quantune.search.history import (
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front, ranked, score_of, with_latencies
 from quantune.search.sampler import Prior
+from quantune.search.stopping import Floor
 from quantune.search.store import DATABASE, Store, lease, quarantine
 from quantune.search.strategies import Strategy, describe_space
 from quantune.search.transfer import PastStudy
@@ -53,7 +54,7 @@ Retime = Callable[[list[QuantConfig]], Mapping[QuantConfig, float]]
 
 FLOAT_BASELINES = (QuantConfig(precision="f32"),)
 MAX_FAILURES_IN_A_ROW = 10
-FORMAT = "1"
+FORMAT = "2"
 
 
 def tune(
@@ -72,6 +73,7 @@ def tune(
     prior: Prior | None = None,
     past: Sequence[PastStudy] = (),
     retime: Retime | None = None,
+    set_floor: Callable[[Floor | None], None] | None = None,
     finalists: int = 4,
     on_event: Callable[[TuningEvent], None] | None = None,
     space: Mapping[str, BaseDistribution] | None = None,
@@ -83,10 +85,12 @@ def tune(
     evaluate: measures one configuration; any exception but UsageError and EnvironmentFailure fails that trial only.
     fingerprint: what must not change between sessions (model, data, target, flags). baselines: measured before the
     search, f32 among them. first: measured before the sampler is asked. past: studies of other models, which guide the
-    search for accuracy. retime: re-measures the finalists' latencies (ms) side by side. storage: an Optuna storage URL
-    instead of the folder's own file; then several machines may search together. A KeyboardInterrupt ends the search and
-    is returned as ``interrupted=True``. Raises UsageError when the folder belongs to another search, is in use, or
-    holds a damaged study; QuantuneError when f32 cannot be measured.
+    search for accuracy. retime: re-measures the finalists' latencies (ms) side by side. set_floor: hears before each
+    trial what it has to reach; a score of fewer images than f32 has was stopped early: the sampler learns from it, and
+    it is never the answer. storage: an Optuna storage URL instead of the folder's own file; then several machines may
+    search together. A KeyboardInterrupt ends the search and is returned as ``interrupted=True``. Raises UsageError when
+    the folder belongs to another search, is in use, or holds a damaged study; QuantuneError when f32 cannot be
+    measured.
     """
     objective = objective or Objective()
     space = dict(level1.distributions() if space is None else space)
@@ -98,7 +102,9 @@ def tune(
         "format": FORMAT,
     }
     with Store(Path(folder), identity, objective.direction, url=storage) as store:
-        loop = _Loop(store, evaluate, objective, strategy, to_config, Budget(max_trials, time_budget_s), on_event)
+        loop = _Loop(
+            store, evaluate, objective, strategy, to_config, Budget(max_trials, time_budget_s), on_event, set_floor
+        )
         try:
             return loop.run(list(baselines), list(first), retime, finalists)
         except DamagedTrial as error:
@@ -121,7 +127,9 @@ class _Loop:
         to_config: Callable[[Mapping[str, Any]], QuantConfig],
         budget: Budget,
         on_event: Callable[[TuningEvent], None] | None,
+        set_floor: Callable[[Floor | None], None] | None = None,
     ) -> None:
+        self._set_floor = set_floor
         self._store, self._evaluate, self._objective = store, evaluate, objective
         self._strategy, self._to_config, self._budget = strategy, to_config, budget
         self._on_event = on_event
@@ -251,12 +259,27 @@ class _Loop:
             if known is not None:
                 self._repeat(study, trial, known)
                 continue
+            if self._set_floor is not None:
+                self._set_floor(self._floor())
             measured = self._measure(study, trial, config)
             self._refresh()
             self._emit("finished" if measured.score else "failed", measured, config)
             failures = 0 if measured.score else failures + 1
             if failures >= MAX_FAILURES_IN_A_ROW:
                 return f"{failures} trials in a row failed, the last one: {measured.reason}"
+
+    def _floor(self) -> Floor | None:
+        """What a trial must reach to matter: the best so far, or the accuracy bound when something else is sought."""
+        reference, allowed = self._baseline, 0
+        if self._objective.metric == "accuracy":
+            best = ranked(self._trials, self._objective, self._baseline)
+            reference = best[0].score if best else None
+        elif reference is not None and self._objective.max_drop is not None:
+            allowed = int(self._objective.max_drop * reference.images + 1e-6)
+        bits = None if reference is None else reference.details.get("correct")
+        if reference is None or not isinstance(bits, str):
+            return None
+        return Floor(unpack_correct(bits, reference.images), allowed)
 
     def _repeat(self, study: Study, trial: Trial, known: TuningTrial) -> None:
         """Answer a proposal measured before from memory: the sampler hears the value again, no budget is spent."""

@@ -196,3 +196,40 @@ def test_output_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"output folder '.*file/c': Not a directory"):
         output_folder(tmp_path / "file" / "c")
+
+
+def test_what_is_prepared_is_compiled_before_it_is_asked_for(model: ImportedModel, tmp_path: Path) -> None:
+    builder = Builder(model, HOST, calib=_split(), cache=ArtifactCache(tmp_path), sizes=(5,))
+    f32 = QuantConfig(precision="f32")
+    builder.prepare([f32], calibration=True)
+    builder._ahead.submit(int).result()  # one after the other: those before it are done
+    assert builder.build(f32).program.cached
+    assert builder._compile_instrumented(builder_module.observed(model.network)).cached
+    builder.close()
+    builder.prepare([QuantConfig(calib=3)])  # there are no such statistics: told by whoever builds it
+    builder.close()
+    with pytest.raises(UsageError, match="calib=3"):
+        builder.build(QuantConfig(calib=3))
+
+
+def test_a_program_is_not_compiled_twice_at_once(
+    model: ImportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = Builder(model, HOST, cache=ArtifactCache(tmp_path))
+    f32 = QuantConfig(precision="f32")
+    builder.prepare([f32, f32])
+    assert builder.build(f32).program.sha256
+    builder.close()
+    assert len(list((tmp_path / "objects").rglob("*.vmfb"))) == 1
+    monkeypatch.setattr(builder_module, "compile_module", None)
+    builder.prepare([f32])
+    builder.close()
+
+
+def test_many_images_more_than_there_are_give_one_plan(model: ImportedModel, cache: ArtifactCache) -> None:
+    builder = Builder(model, HOST, calib=_split(), cache=cache, sizes=(2, 5, 1000))
+    plans = [builder.plan(QuantConfig(calib=calib, clip="kl")) for calib in (5, 1000)]
+    assert plans[0] is not None
+    assert plans[1] is not None
+    assert plans[0].to_json() == plans[1].to_json()
+    assert set(builder._ranges) == {5}

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
+from quantune.compiler.cache import ArtifactCache, content_key, default_root, trim, write_atomically
 from quantune.errors import EnvironmentFailure
 
 KEY = content_key("a")
@@ -133,3 +134,13 @@ def test_unusable_folder(tmp_path: Path) -> None:
 def test_keys_are_digests(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="cache key"):
         ArtifactCache(tmp_path).put(key, b"")
+
+
+def test_trim_deletes_what_was_used_longest_ago(tmp_path: Path) -> None:
+    for age, name in ((40, "a.npy"), (30, "b.npy"), (20, "c.npy"), (200_000, "d.npy.partial"), (10, "e.npy.partial")):
+        (tmp_path / name).write_bytes(bytes(100))
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    trim(tmp_path, 400, newest="a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy", "c.npy", "e.npy.partial"]
+    trim(tmp_path, 250, newest="a")  # the newest stays although it is the oldest, and so does what is being written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "e.npy.partial"]

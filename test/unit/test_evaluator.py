@@ -15,7 +15,7 @@ from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
-from quantune.data.base import ImageSource
+from quantune.data.base import ImageSource, hashed_order
 from quantune.data.splits import Split
 from quantune.errors import RunFailed, UsageError
 from quantune.evaluator import Evaluator
@@ -23,6 +23,7 @@ from quantune.frontend.importer import import_module
 from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
 from quantune.search.evaluate import unpack_correct
+from quantune.search.stopping import FEWEST, Floor
 
 HOST = Target("cpu")
 F32, INT8 = QuantConfig(precision="f32"), QuantConfig(calib=3)
@@ -72,7 +73,7 @@ def evaluator(cache: ArtifactCache) -> Iterator[Evaluator]:
 def _expected(evaluator: Evaluator, config: QuantConfig) -> NDArray[np.bool_]:
     plan, network = evaluator.builder.plan(config), evaluator.builder.model.network
     activations, weights = ({}, {}) if plan is None else (plan.activations, plan.weights)
-    images, labels = zip(*map(evaluator.split.source.__getitem__, range(20)), strict=True)
+    images, labels = zip(*map(evaluator.split.source.__getitem__, hashed_order(20)), strict=True)
     logits = [simulate(network, activations, weights, image[None])[network.outputs[0]] for image in images]
     return np.concatenate(logits).argmax(axis=1) == np.array(labels)
 
@@ -92,7 +93,7 @@ def test_configurations_that_compute_the_same_are_measured_once(
     evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluator(INT8)
-    monkeypatch.setattr(evaluator._worker, "evaluate", None)
+    monkeypatch.setattr(evaluator, "_run", None)
     assert evaluator(INT8) is first
     # Symmetric weights, and no image beyond the range: another name for the same numbers.
     assert evaluator.builder.build(INT8).key == evaluator.builder.build(QuantConfig(calib=3)).key
@@ -115,7 +116,7 @@ def test_wrong_images_and_labels(cache: ArtifactCache) -> None:
         Evaluator(builder, _split(3, 2, shape=(3, 5, 5)))
     with (
         Evaluator(builder, _split(3, 2, first=7)) as evaluator,
-        pytest.raises(UsageError, match=r"image 0: label 8, expected 0 to 1"),
+        pytest.raises(UsageError, match=r"image \d: label [78], expected 0 to 1"),
     ):
         evaluator(F32)
 
@@ -138,3 +139,55 @@ def test_results_that_are_not_finite(cache: ArtifactCache) -> None:
         pytest.raises(RunFailed, match="the artifact's output is not finite"),
     ):
         evaluator(F32)
+
+
+def test_answers_are_found_again_by_another_session(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = evaluator(INT8)
+    with Evaluator(evaluator.builder, _split(20, 2)) as later:
+        monkeypatch.setattr(later, "_run", None)
+        again = later(INT8)
+    assert (again.accuracy, again.images, again.size_bytes) == (score.accuracy, score.images, score.size_bytes)
+    assert again.details["correct"] == score.details["correct"]
+
+
+def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: ArtifactCache) -> None:
+    images = 16 * FEWEST
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
+    with Evaluator(builder, _split(images, 5)) as evaluator:
+        full = evaluator(INT8)
+        assert full.images == images
+        assert "stopped_early" not in full.details
+        right = unpack_correct(full.details["correct"], images)
+        other = QuantConfig(calib=3, scheme="symmetric")
+        evaluator.set_floor(Floor(np.ones(images, bool)))
+        monkey = evaluator._right
+        evaluator._right = lambda logits, first: monkey(logits, first) & (np.arange(len(logits)) % 2 == 0)
+        stopped = evaluator(other)
+        assert stopped.images == images // 8
+        assert stopped.details["stopped_early"] == {"of": images, "share_of_these": stopped.accuracy}
+        assert len(unpack_correct(stopped.details["correct"], stopped.images)) == stopped.images
+        evaluator._right = monkey
+        assert evaluator(other) is stopped  # the floor only rises
+        evaluator.set_floor(Floor(right, allowed=images))
+        evaluator._scores.clear()
+        assert evaluator(other).images == images
+        evaluator.set_floor(None)
+        assert evaluator(other).images == images
+
+
+def test_side_by_side(evaluator: Evaluator) -> None:
+    other = QuantConfig(calib=3, scheme="symmetric")
+    latencies = evaluator.retime([F32, INT8, other])
+    assert latencies[INT8] == latencies[other]
+    assert all(latency > 0 for latency in latencies.values())
+
+
+def test_old_images_are_deleted_when_there_are_too_many(cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantune.evaluator.IMAGES_LIMIT_BYTES", 30_000)
+    builder = Builder(_model(nn.Flatten()), HOST, cache=cache)
+    paths = []
+    for seed in (11, 12):
+        with Evaluator(builder, _split(100, seed)) as made:
+            paths.append(made.images)
+    assert not paths[0].exists()
+    assert paths[1].is_file()

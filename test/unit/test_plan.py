@@ -283,3 +283,20 @@ def test_bits_of_a_layer_that_is_not_there_are_told_in_one_line() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="its layers have names such as stem, c1, c2"):
         make_plan(RESNET, _ramps(), QuantConfig.parse("bits=w8/w4:zzzzzz"))
+
+
+@pytest.mark.parametrize("clip", ["max", "kl", "percentile", "mse", "aciq"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_remembered_changes_no_plan(clip: str, signed: bool) -> None:
+    rng = np.random.default_rng(3)
+    statistics = _statistics(RESNET)
+    for histogram in statistics.values():
+        values = rng.standard_normal(4000).astype(np.float32)
+        histogram.add(values if signed else np.abs(values))
+    ranges: dict = {}
+    weights: dict = {}
+    for scheme in ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"):
+        for granularity in ("tensor", "channel"):
+            config = QuantConfig(clip=clip, scheme=scheme, granularity=granularity)
+            fresh = make_plan(RESNET, statistics, config).to_json()
+            assert make_plan(RESNET, statistics, config, ranges, weights).to_json() == fresh

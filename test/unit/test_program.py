@@ -296,3 +296,30 @@ def test_vulkan(tmp_path: Path, images: Path) -> None:
         pytest.skip("no Vulkan device")
     program = iree.compile_module(MODULE, Target("vulkan"), output_dir=tmp_path).path
     assert np.allclose(evaluate(program, images, device="vulkan").logits, expected(np.load(images)), rtol=1e-5)
+
+
+def test_programs_are_timed_with_their_parameters(compiled: iree.CompiledModule, images: Path, tmp_path: Path) -> None:
+    effort = Effort(repetitions=2, min_seconds=0.01, warmup_seconds=0)
+    body = b"""
+module {
+  util.global private @w = #flow.parameter.named<"model"::"w"> : tensor<2x2xf32>
+  func.func @main(%x: tensor<2x1x2x2xf32>) -> tensor<2x2xf32> {
+    %w = util.global.load @w : tensor<2x2xf32>
+    return %w : tensor<2x2xf32>
+  }
+}
+"""
+    program = iree.compile_module(body, Target("cpu"), output_dir=tmp_path).path
+    np.savez(tmp_path / "w.npz", w=np.ones((2, 2), np.float32))
+    with Worker() as worker:
+        worker.start()
+        pid = worker._child.pid if worker._child else 0
+        samples = worker.time([(compiled.path, None), (program, tmp_path / "w.npz")], images, effort)
+        assert len(samples) == 2
+        assert all(len(sample.medians) == 2 and sample.minimum > 0 for sample in samples)
+        assert worker._child is not None
+        assert worker._child.pid == pid
+        with pytest.raises(RunFailed, match="needs its parameters"):
+            worker.time([(program, None)], images, effort)
+        worker.stop()
+        assert len(worker.evaluate(program, images, parameters=tmp_path / "w.npz").logits) == 5
