@@ -1,0 +1,98 @@
+"""f32 tensors between kernels: which border and which gaps they have, and values that no kernel makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch_mlir import ir
+from torch_mlir.dialects import arith, tensor
+
+from mlir_passes import match
+from mlir_passes.build import tensor_type
+from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, image_layout, is_image, reshaped
+from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.cpu.patterns import Padded
+
+DENSE, DEPTHWISE, MATMUL = "linalg.conv_2d_nhwc_hwcf", "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
+SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
+_ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache
+_GAP = 16
+
+
+class FloatTensors:
+    """The f32 buffers of a module; those that kernels make are in ``calls.buffers``, as i8 ones are."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+        self._converted: dict[ir.Value, Buffer] = {}
+
+    def layout(self, value: ir.Value) -> Layout:
+        """How a kernel writes a value: with the zeros around it that its readers want."""
+        plain = image_layout(value, floating=True)
+        pads = [use.owner.operation for use in value.uses if use.owner.operation.name == "tensor.pad"]
+        wanted = [padded(pad.results[0]) for pad in pads if _is_read_by(pad.results[0], (DENSE, DEPTHWISE, SUM_POOL))]
+        sides = {
+            side: max((getattr(each, side) for each in wanted), default=0)
+            for side in ("top", "left", "bottom", "right")
+        }
+        dense = any(_is_read_by(each, (DENSE,)) for each in (value, *(pad.results[0] for pad in pads)))
+        gap = _GAP if dense and plain.c % _ALIASING == 0 and plain.w > 1 else 0
+        return replace(plain, **sides, pixel=plain.c + gap if gap else 0)
+
+    def buffer(self, value: ir.Value) -> Buffer:
+        """The kernels' form of a value; converted here where no kernel makes it."""
+        if value in self.calls.buffers:
+            return self.calls.buffers[value]
+        if value not in self._converted:
+            layout = replace(self.layout(value), pixel=0)
+            self._converted[value] = Buffer(_bordered(value, layout), layout)
+        return self._converted[value]
+
+    def call(
+        self, spec: KernelSpec, operands: list[ir.Value], result: ir.Value, y: Layout, source: ir.Operation
+    ) -> None:
+        """Call the kernel that makes ``result``, at the location and for the layer of ``source``."""
+        made = self.calls.call(spec, operands, tensor_type(y.shape, np.float32), source)
+        self.calls.buffers[result] = Buffer(made, y)
+
+
+def padded(value: ir.Value, number: float = 0.0) -> Padded:
+    """What a reader reads: the source of a tensor.pad of rows and columns with ``number``, else the value itself."""
+    op = match.owner(value)
+    pad = None if op is None else match.match_pad(op)
+    if (
+        pad is None
+        or pad.value != number
+        or len(pad.low) != 4
+        or pad.low[0]
+        or pad.low[3]
+        or pad.high[0]
+        or pad.high[3]
+    ):
+        return Padded(value)
+    return Padded(pad.source, pad.low[1], pad.low[2], pad.high[1], pad.high[2])
+
+
+def is_float_image(value: ir.Value) -> bool:
+    """Whether a value is a batch of f32 images."""
+    return is_image(value) and isinstance(ir.RankedTensorType(value.type).element_type, ir.F32Type)
+
+
+def _is_read_by(value: ir.Value, names: tuple[str, ...]) -> bool:
+    """Whether one of these operations is among the readers."""
+    return any(use.owner.operation.name in names for use in value.uses)
+
+
+def _bordered(value: ir.Value, layout: Layout) -> ir.Value:
+    image = reshaped(value, [layout.images, layout.h, layout.w, layout.c])
+    if tuple(ir.RankedTensorType(image.type).shape) == layout.shape:
+        return image
+    low, high = [0, layout.top, layout.left, 0], [0, layout.bottom, layout.right, 0]
+    zero = arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
+    pad = tensor.PadOp(tensor_type(layout.shape, np.float32), image, [], [], low, high)
+    location = ir.Location.current
+    block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
+    with ir.InsertionPoint(block), location:
+        tensor.YieldOp(zero)
+    return pad.result

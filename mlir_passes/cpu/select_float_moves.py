@@ -1,0 +1,178 @@
+"""f32 operations without weights that become kernels, or none: some are views of a buffer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch_mlir import ir
+
+from mlir_passes import match
+from mlir_passes.cpu import patterns
+from mlir_passes.cpu.emit import Buffer
+from mlir_passes.cpu.float_tensors import (
+    DENSE,
+    DEPTHWISE,
+    MAX_POOL,
+    SUM_POOL,
+    FloatTensors,
+    is_float_image,
+    padded,
+)
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.conv import Window
+from mlir_passes.cpu.kernels.image_float import (
+    FloatAverage,
+    FloatConcat,
+    FloatInterleave,
+    FloatMaxPool,
+    FloatTranspose,
+)
+from mlir_passes.cpu.kernels.text import Layout
+
+_LOWEST = -3.4028234663852886e38
+
+
+class FloatMoveSelection:
+    """Visits the operations of a function in order: pools, joins and shuffles of channels, the input image."""
+
+    def __init__(self, tensors: FloatTensors, isa: Isa) -> None:
+        self.tensors, self.isa = tensors, isa
+
+    def visit(self, op: ir.Operation) -> None:
+        """Emit the kernel for ``op``, or find the buffer that it is a view of, or do nothing."""
+        if len(op.results) != 1 or not isinstance(op.results[0].type, ir.RankedTensorType):
+            return
+        if not is_float_image(op.results[0]):
+            return
+        if op.name == MAX_POOL:
+            self._max_pool(op)
+        elif op.name == "linalg.generic":
+            self._average(op)
+        elif op.name == "linalg.transpose":
+            self._transpose(op)
+        elif op.name == "tensor.concat":
+            self._concat(op)
+        elif op.name == "tensor.extract_slice":
+            self._slice(op)
+        elif op.name in ("tensor.collapse_shape", "tensor.expand_shape"):
+            self._view(op)
+            self._shuffle(op)
+
+    def _max_pool(self, op: ir.Operation) -> None:
+        lowest = match.scalar(match.init_of(op))
+        if lowest is None or lowest > _LOWEST:
+            return
+        source, shape = padded(op.operands[0], lowest), match.shape_of(op.operands[1])
+        window = patterns.window_of(op, (shape[0], shape[1]), source)
+        x, y = self.tensors.buffer(source.value), self.tensors.layout(op.results[0])
+        if _overlaps_everywhere(window, x.layout, y):
+            spec = FloatMaxPool(x.layout, y, window, self.isa)
+            self.tensors.call(spec, [x.value], op.results[0], y, op)
+
+    def _average(self, op: ir.Operation) -> None:
+        found = match.match_divide(op)
+        sums = None if found is None else match.owner(found[0])
+        if found is None or sums is None or not sums.operands or not is_float_image(sums.operands[0]):
+            return
+        if sums.name == SUM_POOL and match.scalar(match.init_of(sums)) == 0.0:
+            source, shape = padded(sums.operands[0]), match.shape_of(sums.operands[1])
+            window = patterns.window_of(sums, (shape[0], shape[1]), source)
+        elif _sums_image(sums):
+            source, shape = patterns.Padded(sums.operands[0]), match.shape_of(sums.operands[0])
+            window = Window((shape[1], shape[2]))
+        else:
+            return
+        x, y = self.tensors.buffer(source.value), self.tensors.layout(op.results[0])
+        spec = FloatAverage(x.layout, y, window, found[1], self.isa)
+        self.tensors.call(spec, [x.value], op.results[0], y, sums)
+
+    def _transpose(self, op: ir.Operation) -> None:
+        y = self.tensors.layout(op.results[0]) if len(match.shape_of(op.results[0])) == 4 else None
+        if y is None or y.c > 4 or match.ints(op, "permutation") != (0, 2, 3, 1):
+            return
+        if all(_read_by_window(use) for use in op.results[0].uses):
+            self.tensors.call(FloatTranspose(y, self.isa), [op.operands[0]], op.results[0], y, op)
+
+    def _concat(self, op: ir.Operation) -> None:
+        if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
+            return
+        if all(_is_shuffled(use) for use in op.results[0].uses):
+            return  # the shuffle takes the two tensors themselves
+        self._join(op, [self.tensors.buffer(value) for value in op.operands])
+
+    def _join(self, op: ir.Operation, inputs: list[Buffer]) -> None:
+        y = self.tensors.layout(op.results[0])
+        spec = FloatConcat(tuple(each.layout for each in inputs), y, self.isa)
+        self.tensors.call(spec, [each.value for each in inputs], op.results[0], y, op)
+
+    def _shuffle(self, op: ir.Operation) -> None:
+        found = patterns.shuffled(op)
+        if found is None or len(found) != 2 or match.shape_of(found[0])[-1] < 2:
+            return
+        a, b = (self.tensors.buffer(value) for value in found)
+        y = self.tensors.layout(op.results[0])
+        spec = FloatInterleave(a.layout, b.layout, y, self.isa)
+        self.tensors.call(spec, [a.value, b.value], op.results[0], y, op)
+
+    def _slice(self, op: ir.Operation) -> None:
+        """Some channels of a buffer are the same buffer, or copied where a reader wants a border."""
+        source, result = op.operands[0], op.results[0]
+        buffers = self.tensors.calls.buffers
+        if source not in buffers or len(op.operands) != 1 or set(match.ints(op, "static_strides")) != {1}:
+            return
+        buffer, offsets = buffers[source], match.ints(op, "static_offsets")
+        if any(offsets[:-1]) or match.shape_of(source)[:-1] != match.shape_of(result)[:-1]:
+            return
+        layout = buffer.layout
+        part = replace(layout, c=match.shape_of(result)[-1], first=layout.first + offsets[-1], pixel=layout.stride)
+        if self.tensors.layout(result).has_border:
+            self._join(op, [Buffer(buffer.value, part)])
+        else:
+            buffers[result] = Buffer(buffer.value, part)
+
+    def _view(self, op: ir.Operation) -> None:
+        """[n, 1, 1, c] and [n, c] are the same buffer."""
+        buffers, source, result = self.tensors.calls.buffers, op.operands[0], op.results[0]
+        if source not in buffers or self.tensors.layout(result).has_border:
+            return
+        n, *image = match.shape_of(result)
+        layout = buffers[source].layout
+        if (n, *image) in ((layout.images, layout.c), (layout.images, 1, 1, layout.c)) and layout.h == layout.w == 1:
+            buffers[result] = buffers[source]
+
+
+def _sums_image(op: ir.Operation) -> bool:
+    """Whether a generic sums an f32 image's rows and columns, from 0."""
+    if op.name != "linalg.generic" or patterns.signature(op) != "addf" or match.scalar(match.init_of(op)) != 0.0:
+        return False
+    kinds = ["reduction" in str(kind) for kind in op.attributes["iterator_types"]]
+    return kinds == [False, True, True, False] and match.is_identity(match.maps_of(op)[0])
+
+
+def _read_by_window(use: ir.OpOperand) -> bool:
+    reader = use.owner.operation
+    if reader.name != "tensor.pad":
+        return reader.name in (DENSE, DEPTHWISE)
+    plain = padded(reader.results[0]).value != reader.results[0]
+    return plain and all(each.owner.operation.name in (DENSE, DEPTHWISE) for each in reader.results[0].uses)
+
+
+def _is_shuffled(use: ir.OpOperand) -> bool:
+    """Whether a use of joined channels is a shuffle of the two tensors."""
+    reader = use.owner.operation
+    for _ in range(2):
+        following = list(reader.results[0].uses) if len(reader.results) == 1 else []
+        if len(following) != 1:
+            return False
+        reader = following[0].owner.operation
+    found = patterns.shuffled(reader) if reader.name == "tensor.collapse_shape" else None
+    return found is not None and len(found) == 2
+
+
+def _overlaps_everywhere(window: Window, x: Layout, y: Layout) -> bool:
+    """Whether every window of a pool without gaps holds at least one position of the image."""
+    for axis, (size, before, count) in enumerate(((x.h, window.top, y.h), (x.w, window.left, y.w))):
+        last = (count - 1) * window.strides[axis] - before
+        if window.dilations[axis] != 1 or last >= size or before >= window.kernel[axis]:
+            return False
+    return True
