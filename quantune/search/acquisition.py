@@ -56,18 +56,21 @@ class Candidates:
 class Past:
     """Rows measured on other models; x, place as in `Observations`.
 
-    study: (n,), 0 or more, tells the models apart. score: (n,), on the scale of the values that are searched.
+    study: (n,), 0 or more, tells the models apart. score: (n,), on the scale of the values that are searched. merit:
+    (n,), as in `Observations`; not looked at when the candidates have none.
     """
 
     x: np.ndarray
     place: np.ndarray
     study: np.ndarray
     score: np.ndarray
+    merit: np.ndarray
 
 
 def foresight(past: Past, candidates: Candidates, *, seed: int, options: CostModelOptions) -> np.ndarray:
     """The score (n,) expected of each candidate of a model that has measured nothing yet."""
-    nothing = Observations(past.x[:0], past.place[:0], past.score[:0], past.x[:0], past.place[:0])
+    none = past.x[:0], past.place[:0]
+    nothing = Observations(*none, past.score[:0], *none, merit=past.score[:0])
     return np.mean([mean for mean, _ in _with_past(nothing, past, candidates, seed, options)], axis=0)
 
 
@@ -79,7 +82,7 @@ def acquisition(
     Expected improvement over the best value that keeps all constraints, times the probability of keeping them and of
     not failing. While nothing keeps the constraints, finding something that does is all. Candidates with poor odds come
     after all others: where little improvement is expected anywhere, the product alone would gamble on them again and
-    again. past: rows of other models on the scale of seen.value; they take the place of merit.
+    again. past: rows of other models on the scale of seen.value.
     """
     novelty = _novelty(candidates.place, np.vstack([seen.place, seen.failed_place]))
     odds = np.ones(len(candidates.x))
@@ -143,16 +146,33 @@ def _with_past(
     seen: Observations, past: Past, candidates: Candidates, seed: int, options: CostModelOptions
 ) -> list[Prediction]:
     """What trees and a Gaussian process, each trained on the rows of all models, say of the candidates."""
-    own = np.repeat([0.0, 1.0], [len(past.x), len(seen.x)])[:, None]
-    y = np.concatenate([past.score, seen.value])
-    trees = CostModel(seed=seed, options=options).fit(np.hstack([np.vstack([past.x, seen.x]), own]), y)
-    mean, std = trees.predict(np.hstack([candidates.x, np.ones((len(candidates.x), 1))]))
+    x, place = np.vstack([past.x, seen.x]), np.vstack([past.place, seen.place])
     study = np.concatenate([past.study, np.full(len(seen.x), -1)])
-    k = past.place.shape[1]  # the columns behind the configuration's are features
-    process = Kriging(
-        np.vstack([past.place, seen.place]), np.vstack([past.x, seen.x])[:, k:], study, y, variance=PAST_VARIANCE
-    )
-    return [(mean, std + 1e-3), process.predict(candidates.place, candidates.x[:, k:], -1)]
+    y, ahead = np.concatenate([past.score, seen.value]), np.zeros(len(candidates.x))
+    if candidates.merit is not None and seen.merit is not None:
+        merit = np.concatenate([past.merit, seen.merit])
+        slope, center = _slope_within(merit, y, study), float(merit.mean())
+        y, ahead = y - slope * (merit - center), slope * (candidates.merit - center)
+    own = (study == -1)[:, None]
+    trees = CostModel(seed=seed, options=options).fit(np.hstack([x, own]), y)
+    mean, std = trees.predict(np.hstack([candidates.x, np.ones((len(candidates.x), 1))]))
+    k = place.shape[1]  # the columns behind the configuration's are features
+    process = Kriging(place, x[:, k:], study, y, variance=PAST_VARIANCE)
+    kriged, unsure = process.predict(candidates.place, candidates.x[:, k:], -1)
+    return [(mean + ahead, std + 1e-3), (kriged + ahead, unsure)]
+
+
+def _slope_within(merit: np.ndarray, target: np.ndarray, study: np.ndarray) -> float:
+    """The slope of target over merit that all models share, whatever their levels; drawn to the one of deviations."""
+    x, y = merit.astype(float), target.astype(float)
+    for number in np.unique(study):
+        rows = study == number
+        x[rows] -= x[rows].mean()
+        y[rows] -= y[rows].mean()
+    scale = float(x.std())
+    if scale == 0.0:
+        return 0.0
+    return (float(x @ y) / scale + PRIOR_WEIGHT * float(y.std())) / (len(y) + PRIOR_WEIGHT) / scale
 
 
 def _probability_kept(

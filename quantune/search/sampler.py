@@ -23,7 +23,7 @@ _PROPOSAL = "quantune:proposal"
 
 STARTUPS = 4
 STARTUPS_WITH_PRIOR = 8
-"""A prior beats a model of few rows."""
+"""A prior beats a model of few rows, and one of other models' rows: noise predicted for this model is of this model."""
 
 
 class XGBoostSampler(BaseSampler):
@@ -37,13 +37,13 @@ class XGBoostSampler(BaseSampler):
     finished, failed, was pruned or is running. Larger spaces are sampled. Constraints set by ``Trial.set_constraint``
     are modelled and kept; regions in which trials fail are avoided.
 
-    seed: None draws one. n_startup_trials: measured before the model is asked; by default none if `past` tells of this
-    space, else `STARTUPS` at random, or `STARTUPS_WITH_PRIOR` by `prior`. independent_sampler: for parameters outside
-    the common space. space: the whole search space; without it, it is inferred from finished trials, as Optuna does, so that the
-    first proposals are independent draws. features: numbers appended to a point's encoding. prior: merit of a point
-    before measuring it (larger is better), such as predicted noise; not asked with `past`, where features say it.
-    past, reference: finished studies of other models and the f32 accuracy of this one (a fraction), for studies that
-    maximize accuracy; both or none. n_candidates: drawn in spaces too large to list.
+    seed: None draws one. n_startup_trials: measured before the model is asked; by default `STARTUPS_WITH_PRIOR` by
+    `prior`, without one none if `past` tells of this space, else `STARTUPS` at random. independent_sampler: for
+    parameters outside the common space. space: the whole search space; without it, it is inferred from finished trials,
+    as Optuna does, so that the first proposals are independent draws. features: numbers appended to a point's encoding.
+    prior: merit of a point before measuring it (larger is better), such as predicted noise; then only past studies that
+    know it are used. past, reference: finished studies of other models and the f32 accuracy of this one (a fraction),
+    for studies that maximize accuracy; both or none. n_candidates: drawn in spaces too large to list.
     """
 
     def __init__(
@@ -121,9 +121,9 @@ class XGBoostSampler(BaseSampler):
     def _startups(self, past: Past | None) -> int:
         if self._n_startup_trials is not None:
             return self._n_startup_trials
-        if past is not None:
-            return 0
-        return STARTUPS if self._prior is None else STARTUPS_WITH_PRIOR
+        if self._prior is not None:
+            return STARTUPS_WITH_PRIOR
+        return STARTUPS if past is None else 0
 
     def _startup_choice(
         self,
@@ -132,11 +132,13 @@ class XGBoostSampler(BaseSampler):
         past: Past | None,
         rng: np.random.Generator,
     ) -> int:
-        if past is not None:
-            candidates = self._encoded(points, self._encoder(space))
-            return _argmax(foresight(past, candidates, seed=self._seed % 2**63, options=self._model), rng)
         merit = self._merit(points)
-        return int(rng.integers(len(points))) if merit is None else _argmax(merit, rng)
+        if merit is not None:
+            return _argmax(merit, rng)
+        if past is None:
+            return int(rng.integers(len(points)))
+        candidates = self._encoded(points, self._encoder(space))
+        return _argmax(foresight(past, candidates, seed=self._seed % 2**63, options=self._model), rng)
 
     def _candidates(
         self, history: _History, space: Mapping[str, BaseDistribution], rng: np.random.Generator
@@ -196,7 +198,7 @@ class XGBoostSampler(BaseSampler):
         for number, known in enumerate(self._past):
             kept = rows_in(known, whole)
             rows = [known.rows[i] for i in kept]
-            if not rows:
+            if not rows or (self._prior is not None and not known.merits):
                 continue
             params = [p for p, _ in rows]
             extra = np.full((len(rows), width), np.nan, dtype=np.float32)
@@ -204,7 +206,8 @@ class XGBoostSampler(BaseSampler):
                 extra = np.asarray([known.features[i] for i in kept], dtype=np.float32)
             values = score(np.asarray([v for _, v in rows]), known.reference)
             x = np.hstack([encode.known(params), extra])
-            parts.append((x, encode.place(params), np.full(len(rows), number), values))
+            merit = np.asarray([known.merits[i] for i in kept] if self._prior is not None else [np.nan] * len(rows))
+            parts.append((x, encode.place(params), np.full(len(rows), number), values, merit))
         return Past(*(np.concatenate(p) for p in zip(*parts, strict=True))) if parts else None
 
     def _encoder(self, space: Mapping[str, BaseDistribution]) -> Encoder:

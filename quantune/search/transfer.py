@@ -16,6 +16,8 @@ from quantune.search.features import Params, Space
 
 FORMAT = "quantune-transfer-2"
 SHIPPED = "studies.json"
+MERIT = "predicted_db"
+"""The feature that says before any measurement how good a configuration is: what a search takes for its prior."""
 RESOLUTION = 0.001
 """Drops of accuracy below this (a tenth of a point) are counted, larger ones are compared by their ratio."""
 
@@ -44,6 +46,14 @@ class PastStudy:
         widths = {len(row) for row in self.features}
         if self.features and (len(self.features) != len(self.rows) or widths != {len(self.feature_names)}):
             raise ValueError(f"features of {self.model}: expected {len(self.feature_names)} numbers for each row")
+
+    @property
+    def merits(self) -> tuple[float, ...]:
+        """The feature `MERIT` of each row; empty where it was not kept."""
+        if MERIT not in self.feature_names:
+            return ()
+        column = self.feature_names.index(MERIT)
+        return tuple(row[column] for row in self.features)
 
 
 def score(value: np.ndarray, reference: float) -> np.ndarray:

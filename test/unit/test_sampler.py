@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from quantune.search.cost_model import CostModelOptions
 from quantune.search.sampler import XGBoostSampler
-from quantune.search.transfer import PastStudy
+from quantune.search.transfer import MERIT, PastStudy
 
 CHOICES = {"a": ("u", "v", "w"), "b": (1, 10, 100), "c": ("x", "y", "z"), "d": (False, True)}
 SPACE: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in CHOICES.items()}
@@ -203,6 +203,18 @@ def test_misleading_past_studies_are_overcome() -> None:
 def test_past_studies_of_other_parameters_change_nothing() -> None:
     past = [PastStudy("m", (({"bits": 4}, 0.5),), 0.7)]
     assert propose(sampler(1, past=past, reference=0.7), 8) == propose(sampler(1), 8)
+
+
+def test_a_prior_is_followed_before_past_studies() -> None:
+    """What is predicted for this model goes first; past studies guide from then on."""
+    merit = {tuple(p.values()): float(i) for i, p in enumerate(POINTS)}
+    known = PastStudy("m", past_study("m", 0.3).rows, 0.75, (MERIT,), tuple((0.0,) for _ in POINTS))
+    options = {"prior": lambda p: merit[tuple(p.values())], "past": [known], "reference": 0.75}
+    both = propose(sampler(0, n_startup_trials=None, **options), 12, value=accuracy)
+    assert both[:8] == POINTS[::-1][:8]
+    alone = propose(sampler(0, prior=options["prior"]), 12, value=accuracy)
+    assert alone[:8] == both[:8]
+    assert alone[8:] != both[8:]
 
 
 def test_past_studies_with_features() -> None:

@@ -10,7 +10,7 @@ from quantune import space
 from quantune.errors import UsageError
 from quantune.proxies import ARCHITECTURE, FEATURES
 from quantune.search.features import enumerate_space
-from quantune.search.transfer import PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
+from quantune.search.transfer import MERIT, PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
 
 SPACE = space.distributions()
 POINTS = enumerate_space(SPACE) or []
@@ -64,6 +64,12 @@ def test_reader_refuses(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(UsageError, match=r"s\.json"):
         load_studies(tmp_path / "s.json")
+
+
+def test_merits_are_one_of_the_features_of_a_search() -> None:
+    assert FEATURES[0] == MERIT
+    assert STUDY.merits == ()
+    assert replace(STUDY, feature_names=("x", MERIT)).merits == (-1.5,) * len(POINTS)
 
 
 def test_features_need_a_row_each() -> None:

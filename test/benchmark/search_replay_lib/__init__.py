@@ -1,0 +1,1 @@
+"""Parts of test/benchmark/search_replay.py: tables, search methods, statistics."""
