@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ class KernelSpec(Protocol):
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor as kernels hold it: u8 bytes in a layout."""
+    """A tensor as kernels hold it: u8 bytes or f32 in a layout."""
 
     value: ir.Value
     layout: Layout
@@ -86,33 +86,34 @@ class Calls:
 
     def layout(self, value: ir.Value) -> tuple[Layout, Parameter | None]:
         """The layout that all readers of a value agree with, and the number in its border."""
-        h, w, c = image_shape(value)
+        plain = image_layout(value)
         wanted = [each for each in map(_read_by, value.uses) if each is not None and each.number is not None]
         sides = [
             max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")
         ]
         top, left, bottom, right = sides
-        return Layout(h, w, c, top, left, bottom, right), wanted[0].number if wanted else None
+        bordered = replace(plain, top=top, left=left, bottom=bottom, right=right)
+        return bordered, wanted[0].number if wanted else None
 
     def plain(self, value: ir.Value) -> ir.Value:
-        """The i8 value that a buffer stands for."""
+        """The i8 or f32 value that a buffer stands for."""
         buffer = self.buffers[value]
         layout, kind = buffer.layout, ir.RankedTensorType(value.type)
         image = unbordered(buffer.value, layout, kind)
-        return elementwise([image], kind, _flip)
+        return image if layout.floating else elementwise([image], kind, _flip)
 
     def _bordered(self, value: ir.Value, layout: Layout, number: Parameter | None) -> ir.Value:
         kind = ir.RankedTensorType(value.type)
         flipped = elementwise([value], kind, _flip)
-        image = reshaped(flipped, [layout.h, layout.w, layout.c])
+        image = reshaped(flipped, [layout.images, layout.h, layout.w, layout.c])
         if tuple(image.type.shape) == layout.shape:
             return image
         filling = tensor.extract(self.border(number, ()), [])
-        low = [layout.top, layout.left, 0]
-        high = [layout.bottom, layout.right, layout.stride - layout.c]
+        low = [0, layout.top, layout.left, 0]
+        high = [0, layout.bottom, layout.right, layout.stride - layout.c]
         pad = tensor.PadOp(tensor_type(layout.shape, np.int8), image, [], [], low, high)
         location = ir.Location.current
-        block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 3, arg_locs=[location] * 3)
+        block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
         with ir.InsertionPoint(block), location:
             tensor.YieldOp(filling)
         return pad.result
@@ -139,43 +140,51 @@ def border_byte(number: Parameter | None) -> int:
     return 0 if number is None else int(number.numbers) + 128
 
 
-def image_shape(value: ir.Value) -> tuple[int, int, int]:
-    """Height, width and channels of [1, h, w, c] or [1, c]; raises ValueError for any other shape."""
+def is_image(value: ir.Value) -> bool:
+    """Whether a value is a batch of images: [n, h, w, c] or [n, c]."""
+    return ir.RankedTensorType(value.type).rank in (2, 4)
+
+
+def is_stored(value: ir.Value) -> bool:
+    """Whether a value is a batch of images of stored integers."""
+    return is_image(value) and str(ir.RankedTensorType(value.type).element_type) == "i8"
+
+
+def image_layout(value: ir.Value, *, floating: bool = False) -> Layout:
+    """The layout without a border of [n, h, w, c] or [n, c]; raises ValueError for any other shape."""
     shape = match.shape_of(value)
-    if shape[0] != 1 or len(shape) not in (2, 4):
-        raise ValueError(f"shape {shape} is not that of one image")
-    return (1, 1, shape[1]) if len(shape) == 2 else (shape[1], shape[2], shape[3])
+    if len(shape) not in (2, 4):
+        raise ValueError(f"shape {shape} is not that of images")
+    h, w = shape[1:3] if len(shape) == 4 else (1, 1)
+    return Layout(h, w, shape[-1], floating=floating, images=shape[0])
 
 
 def unbordered(value: ir.Value, layout: Layout, kind: ir.RankedTensorType) -> ir.Value:
-    """The image in a buffer, in the shape of ``kind``."""
-    element = kind.element_type
-    if layout.shape != (layout.h, layout.w, layout.c):
+    """The images in a buffer, in the shape of ``kind``."""
+    element, image = kind.element_type, (layout.images, layout.h, layout.w, layout.c)
+    if layout.shape != image:
         attributes = {
-            "static_offsets": ir.DenseI64ArrayAttr.get([layout.top, layout.left, layout.first]),
-            "static_sizes": ir.DenseI64ArrayAttr.get([layout.h, layout.w, layout.c]),
-            "static_strides": ir.DenseI64ArrayAttr.get([1, 1, 1]),
+            "static_offsets": ir.DenseI64ArrayAttr.get([0, layout.top, layout.left, layout.first]),
+            "static_sizes": ir.DenseI64ArrayAttr.get(image),
+            "static_strides": ir.DenseI64ArrayAttr.get([1, 1, 1, 1]),
             "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
         }
-        image = tensor_type([layout.h, layout.w, layout.c], element)
-        value = ir.Operation.create("tensor.extract_slice", [image], [value], attributes).results[0]
+        made = tensor_type(image, element)
+        value = ir.Operation.create("tensor.extract_slice", [made], [value], attributes).results[0]
     return reshaped(value, list(kind.shape))
 
 
 def reshaped(value: ir.Value, shape: list[int]) -> ir.Value:
-    """Change between [h, w, c], [1, h, w, c] and [1, c]."""
+    """Change between [n, 1, 1, c] and [n, c], or leave a value as it is."""
     kind = ir.RankedTensorType(value.type)
     if list(kind.shape) == shape:
         return value
-    longer, shorter = (kind.rank, len(shape)) if kind.rank > len(shape) else (len(shape), kind.rank)
-    lead = longer - shorter + 1
-    groups = [list(range(lead)), *([i] for i in range(lead, longer))]
-    attributes: dict[str, ir.Attribute] = {"reassociation": ir.Attribute.parse(str(groups))}
+    attributes: dict[str, ir.Attribute] = {"reassociation": ir.Attribute.parse("[[0], [1, 2, 3]]")}
     name = "tensor.collapse_shape"
     if len(shape) > kind.rank:
         name = "tensor.expand_shape"
         attributes["static_output_shape"] = ir.DenseI64ArrayAttr.get(shape)
-    return ir.Operation.create(name, [tensor_type(shape, kind.element_type)], [value], attributes).results[0]
+    return ir.Operation.create(name, [tensor_type(shape, kind.element_type)], [value], attributes).result
 
 
 def _read_by(use: ir.OpOperand) -> Padded | None:

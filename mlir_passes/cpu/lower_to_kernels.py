@@ -1,4 +1,4 @@
-"""quantune-lower-to-cpu-kernels: integer layers with channels innermost -> calls of kernels written for their shape.
+"""quantune-lower-to-cpu-kernels: layers with channels innermost -> calls of kernels written for their shape.
 
 before -> after:
 
@@ -8,6 +8,7 @@ before -> after:
     depthwise, matmul, average, max-pool, add, concat, quantizing the input: likewise
 
     clamp(conv(x, W) + b) or clamp(clamp(conv(x, W) + b) + r) in f32, or matmul   ->     one flow.dispatch
+    depthwise, average, max-pool, concat, channel shuffle in f32, transposing the input: likewise, bordered by 0
 
     x' = x + 128, held as u8; W' = W in the order in which the kernel reads it; B' = B − 128·ΣW, exact in 32 bits
 
@@ -15,8 +16,8 @@ The kernels stand in the module as stream.executables. Dispatches and kernels of
 form, which these bindings can hold. Constants keep the tag of the constant they come from, or get one of the same
 layer, and the text depends on shapes only: one compiled program serves every set of numbers. Where another operation
 reads or writes a tensor of a kernel, it is converted there; what no kernel covers stays as it is.
-Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: batches, grouped convolutions, in f32
-also depthwise ones and whatever has no weights.
+Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: in f32 grouped convolutions and arithmetic that
+is not behind a layer.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
 from mlir_passes.build import erase_dead
 from mlir_passes.cpu.emit import Calls
+from mlir_passes.cpu.float_tensors import FloatTensors
 from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.cpu.select import Selection
 from mlir_passes.cpu.select_float import FloatSelection
+from mlir_passes.cpu.select_float_moves import FloatMoveSelection
+from mlir_passes.cpu.select_moves import MoveSelection
 from mlir_passes.read_network import NetworkError, main_function
 
 
 @dataclass(frozen=True)
 class LowerToCpuKernels(Pass):
-    """Calls generated kernels for integer layers; ``features`` names the vector instructions they use."""
+    """Calls generated kernels for integer and f32 layers; ``features`` names the vector instructions they use."""
 
     name: ClassVar[str] = "quantune-lower-to-cpu-kernels"
     features: str
@@ -56,7 +60,13 @@ class LowerToCpuKernels(Pass):
         # stream and flow are IREE's: to these bindings they are unregistered dialects.
         module.context.allow_unregistered_dialects = True
         calls = Calls(module)
-        selections = Selection(calls, VARIANTS[self.features]), FloatSelection(calls, VARIANTS[self.features])
+        isa, floats = VARIANTS[self.features], FloatTensors(calls)
+        selections = [
+            Selection(calls, isa),
+            MoveSelection(calls, isa),
+            FloatSelection(floats, isa),
+            FloatMoveSelection(floats, isa),
+        ]
         for op in [op.operation for op in function.regions[0].blocks[0].operations]:
             with ir.InsertionPoint(op), op.location:
                 for selection in selections:

@@ -150,20 +150,35 @@ def window_of(op: ir.Operation, kernel: tuple[int, int], pad: Padded) -> Window:
     return Window(kernel, (strides[0], strides[1]), (dilations[0], dilations[1]), pad.top, pad.left)
 
 
-def shuffled(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
-    """The two tensors whose channels a collapse(transpose(expand(concat))) takes in turn."""
+def shuffled(op: ir.Operation) -> tuple[ir.Value, ...] | None:
+    """The two tensors, or the one whose two halves, collapse(transpose(expand(…))) takes channels of in turn."""
     turned = match.owner(op.operands[0])
     if op.name != "tensor.collapse_shape" or turned is None or turned.name != "linalg.transpose":
         return None
     split = match.owner(turned.operands[0])
     if match.ints(turned, "permutation") != (0, 1, 2, 4, 3) or split is None or split.name != "tensor.expand_shape":
         return None
-    joined, groups = match.owner(split.operands[0]), match.shape_of(split.results[0])
-    if joined is None or joined.name != "tensor.concat" or len(joined.operands) != 2 or groups[3] != 2:
+    whole, groups = split.operands[0], match.shape_of(split.results[0])
+    if groups[3] != 2 or match.shape_of(op.results[0]) != match.shape_of(whole):
         return None
+    joined = match.owner(whole)
+    if joined is None or joined.name != "tensor.concat" or len(joined.operands) != 2:
+        return (whole,)
     a, b = joined.operands
     same = match.shape_of(a) == match.shape_of(b) and ir.IntegerAttr(joined.attributes["dim"]).value == 3
-    return (a, b) if same and match.shape_of(op.results[0]) == match.shape_of(joined.results[0]) else None
+    return (a, b) if same else (whole,)
+
+
+def joins_for_shuffle(use: ir.OpOperand) -> bool:
+    """Whether a use of joined channels is a shuffle of the two tensors."""
+    reader = use.owner.operation
+    for _ in range(2):
+        following = list(reader.results[0].uses) if len(reader.results) == 1 else []
+        if len(following) != 1:
+            return False
+        reader = following[0].owner.operation
+    found = shuffled(reader) if reader.name == "tensor.collapse_shape" else None
+    return found is not None and len(found) == 2
 
 
 def image_sum(op: ir.Operation) -> bool:

@@ -11,14 +11,16 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.build import constant, relaid_constant
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.emit import Calls, image_shape
+from mlir_passes.cpu.float_tensors import DENSE, DEPTHWISE, MATMUL, FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, Window
+from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
-from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.cpu.kernels.text import Layout, joined_images
+from mlir_passes.cpu.patterns import Padded
 from mlir_passes.cpu.tiles import choose_tile
 
-_CONV, _MATMUL = "linalg.conv_2d_nhwc_hwcf", "linalg.matmul"
+_WIDEST = 11  # columns of a depthwise window that are worth writing out
 
 
 @dataclass(frozen=True)
@@ -31,45 +33,75 @@ class _Tail:
     residual: ir.Value | None
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer to be emitted where its tail ends. weight: [kh, kw, ci, co], of a depthwise convolution [kh, kw, c]."""
+
+    op: ir.Operation
+    source: Padded
+    weight: np.ndarray
+    bias: np.ndarray
+    window: Window
+    tail: _Tail
+
+
 class FloatSelection:
     """Visits the operations of a function in order and calls a kernel for each f32 layer."""
 
-    def __init__(self, calls: Calls, isa: Isa) -> None:
-        self.calls, self.isa = calls, isa
+    def __init__(self, tensors: FloatTensors, isa: Isa) -> None:
+        self.tensors, self.isa = tensors, isa
         self.fused: set[ir.Value] = set()
+        self.waiting: dict[ir.Value, _Layer] = {}
 
     def visit(self, op: ir.Operation) -> None:
-        """Emit the kernel for ``op``, or do nothing."""
-        if op.name not in (_CONV, _MATMUL) or not _is_float_image(op.results[0]) or not _is_float_image(op.operands[0]):
-            return
+        """Emit the kernel that ends with ``op``, or let a layer wait for the operations behind it, or do nothing."""
+        layer = self._layer(op)
+        if layer is not None:
+            self.waiting[layer.tail.result] = layer
+        if len(op.results) == 1 and op.results[0] in self.waiting:
+            self._emit(self.waiting.pop(op.results[0]))
+
+    def _layer(self, op: ir.Operation) -> _Layer | None:
+        if op.name not in (DENSE, DEPTHWISE, MATMUL):
+            return None
+        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]):
+            return None
         weight, channels = relaid_constant(op.operands[1]), match.shape_of(op.results[0])[-1]
         bias = _bias(match.init_of(op), channels)
-        if weight is None or bias is None or channels < self.isa.lanes:
-            return
-        window = Window()
-        if op.name == _MATMUL:
-            weight = weight[None, None]
-        else:
-            kernel = (weight.shape[0], weight.shape[1])
-            window = patterns.window_of(op, kernel, patterns.Padded(op.operands[0]))
-        tail = self._tail(op.results[0])
-        x, y = _layout(op.operands[0]), _layout(tail.result)
-        form = FloatForm(tail.inner, tail.outer, None if tail.residual is None else y)
-        spec = Conv(x, y, window, form, choose_tile(x, y, window, self.isa, group=1), self.isa)
-        last = match.owner(tail.result)
-        assert last is not None
-        with ir.InsertionPoint(last), op.location:
-            numbers = [spec.pack(weight.astype(np.float32)), spec.pack_channels(bias.astype(np.float32))]
-            operands = [op.operands[0], *map(constant, numbers)]
-            if tail.residual is not None:
-                operands.append(tail.residual)
-            made = self.calls.call(spec, operands, tail.result.type, op)
-        tail.result.replace_all_uses_with(made)
+        if weight is None or bias is None or channels < (4 if op.name == DEPTHWISE else self.isa.lanes):
+            return None
+        tail = self._tail(op.results[0], with_residual=op.name != DEPTHWISE)
+        if op.name == MATMUL:
+            return _Layer(op, Padded(op.operands[0]), weight[None, None], bias, Window(), tail)
+        if op.name == DEPTHWISE and weight.shape[1] > _WIDEST:
+            return None
+        source = padded(op.operands[0])
+        window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
+        return _Layer(op, source, weight, bias, window, tail)
 
-    def _tail(self, value: ir.Value) -> _Tail:
+    def _emit(self, layer: _Layer) -> None:
+        tail, tensors = layer.tail, self.tensors
+        x, y = tensors.buffer(layer.source.value), tensors.layout(tail.result)
+        residual = None if tail.residual is None else tensors.buffer(tail.residual)
+        spec = self._spec(layer, x.layout, y, None if residual is None else residual.layout)
+        numbers = [spec.pack(layer.weight.astype(np.float32)), spec.pack_channels(layer.bias.astype(np.float32))]
+        operands = [x.value, *map(constant, numbers), *([] if residual is None else [residual.value])]
+        tensors.call(spec, operands, tail.result, y, layer.op)
+
+    def _spec(self, layer: _Layer, x: Layout, y: Layout, residual: Layout | None) -> Conv | FloatDepthwise:
+        tail, window = layer.tail, layer.window
+        if layer.op.name == DEPTHWISE:
+            return FloatDepthwise(x, y, window, FloatForm(tail.inner, tail.outer), self.isa)
+        if window.kernel == window.strides == (1, 1):
+            x, y, *others = joined_images([x, y, *([] if residual is None else [residual])])
+            residual = others[0] if others else None
+        form = FloatForm(tail.inner, tail.outer, residual)
+        return Conv(x, y, window, form, choose_tile(x, y, window, self.isa, group=1), self.isa)
+
+    def _tail(self, value: ir.Value, *, with_residual: bool) -> _Tail:
         value, inner = _clamps(value)
         reader = _only_reader(value)
-        terms = None if reader is None else match.match_add(reader)
+        terms = None if reader is None or not with_residual else match.match_add(reader)
         if reader is None or terms is None or terms[0] == terms[1] or reader.results[0] in self.fused:
             return _Tail(value, inner, (-math.inf, math.inf), None)
         self.fused.add(reader.results[0])
@@ -102,12 +134,3 @@ def _bias(init: ir.Value, channels: int) -> np.ndarray | None:
         return None
     numbers = relaid_constant(op.operands[0])
     return numbers if numbers is not None and numbers.shape == (channels,) else None
-
-
-def _is_float_image(value: ir.Value) -> bool:
-    kind = ir.RankedTensorType(value.type)
-    return isinstance(kind.element_type, ir.F32Type) and kind.rank in (2, 4) and kind.shape[0] == 1
-
-
-def _layout(value: ir.Value) -> Layout:
-    return Layout(*image_shape(value), floating=True)

@@ -27,7 +27,7 @@ from mlir_passes.cpu.kernels.image_float import (
     FloatMaxPool,
     FloatTranspose,
 )
-from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.cpu.kernels.pool import overlaps_everywhere
 
 _LOWEST = -3.4028234663852886e38
 
@@ -65,7 +65,7 @@ class FloatMoveSelection:
         source, shape = padded(op.operands[0], lowest), match.shape_of(op.operands[1])
         window = patterns.window_of(op, (shape[0], shape[1]), source)
         x, y = self.tensors.buffer(source.value), self.tensors.layout(op.results[0])
-        if _overlaps_everywhere(window, x.layout, y):
+        if window.dilations == (1, 1) and overlaps_everywhere(window, x.layout, y):
             spec = FloatMaxPool(x.layout, y, window, self.isa)
             self.tensors.call(spec, [x.value], op.results[0], y, op)
 
@@ -96,7 +96,7 @@ class FloatMoveSelection:
     def _concat(self, op: ir.Operation) -> None:
         if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
             return
-        if all(_is_shuffled(use) for use in op.results[0].uses):
+        if all(patterns.joins_for_shuffle(use) for use in op.results[0].uses):
             return  # the shuffle takes the two tensors themselves
         self._join(op, [self.tensors.buffer(value) for value in op.operands])
 
@@ -155,24 +155,3 @@ def _read_by_window(use: ir.OpOperand) -> bool:
         return reader.name in (DENSE, DEPTHWISE)
     plain = padded(reader.results[0]).value != reader.results[0]
     return plain and all(each.owner.operation.name in (DENSE, DEPTHWISE) for each in reader.results[0].uses)
-
-
-def _is_shuffled(use: ir.OpOperand) -> bool:
-    """Whether a use of joined channels is a shuffle of the two tensors."""
-    reader = use.owner.operation
-    for _ in range(2):
-        following = list(reader.results[0].uses) if len(reader.results) == 1 else []
-        if len(following) != 1:
-            return False
-        reader = following[0].owner.operation
-    found = patterns.shuffled(reader) if reader.name == "tensor.collapse_shape" else None
-    return found is not None and len(found) == 2
-
-
-def _overlaps_everywhere(window: Window, x: Layout, y: Layout) -> bool:
-    """Whether every window of a pool without gaps holds at least one position of the image."""
-    for axis, (size, before, count) in enumerate(((x.h, window.top, y.h), (x.w, window.left, y.w))):
-        last = (count - 1) * window.strides[axis] - before
-        if window.dilations[axis] != 1 or last >= size or before >= window.kernel[axis]:
-            return False
-    return True

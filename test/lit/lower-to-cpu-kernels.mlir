@@ -14,7 +14,7 @@
 // The input is no kernel's: it becomes u8 with the border of the padding, here 5 + 128, and 16 bytes a pixel.
 // CHECK-DAG: arith.constant {quantune.parameter = "a.border"} dense<-123> : tensor<i8>
 // CHECK: tensor.pad
-// CHECK: : tensor<4x4x8xi8> to tensor<6x6x16xi8>
+// CHECK: : tensor<1x4x4x8xi8> to tensor<1x6x6x16xi8>
 // CHECK-DAG: arith.constant {quantune.parameter = "a.weight"} {{.*}} : tensor<1152xi8>
 // 128 times the sum of 72 ones is taken off the bias; channels that do not exist have bias 0.
 // CHECK-DAG: arith.constant {quantune.parameter = "a.bias"} {{.*}} : tensor<16xi32>
@@ -22,7 +22,7 @@
 // CHECK: %[[Y:.*]] = "flow.dispatch"(
 // CHECK-SAME: entry_points = [@[[KERNEL]]::@[[KERNEL]]]
 // CHECK-SAME: quantune.layer = "a", quantune.macs = 4608 : i64
-// CHECK-SAME: -> tensor<4x4x16xi8>
+// CHECK-SAME: -> tensor<1x4x4x16xi8>
 // CHECK: tensor.extract_slice %[[Y]]
 // CHECK: arith.xori
 // CHECK-NOT: linalg.conv_2d_nhwc_hwcf

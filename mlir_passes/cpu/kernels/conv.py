@@ -4,20 +4,22 @@ A workgroup has a range of row tiles and of channel tiles. A tile is R rows x P 
 output channels, all its accumulators in registers. Each step takes four input channels (in f32 one) of one tap: P·R
 broadcasts, NB vectors of weights, and their products. Where a size is no multiple of the tile, the last tile starts
 earlier and computes a part again: the same numbers, and no remainder code.
+
+With groups, a tile takes its steps over the channels that its own groups read, and weights are 0 where a channel of
+the result is of another group. Tiles stay within a group that fills a vector.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.cpu.kernels.text import Kernel, Layout
-
 
 _FEW_WEIGHTS = 16 << 10
 _AHEAD = 8 << 10
@@ -46,7 +48,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Conv:
-    """One dense convolution: input and result layouts, window, how it ends, and its tile."""
+    """One convolution: input and result layouts, window, how it ends, its tile, and into how many groups it falls."""
 
     x: Layout
     y: Layout
@@ -54,6 +56,7 @@ class Conv:
     form: Form | FloatForm
     tile: Tile
     isa: Isa
+    groups: int = 1
 
     @property
     def group(self) -> int:
@@ -61,29 +64,51 @@ class Conv:
         return 1 if isinstance(self.form, FloatForm) else 4
 
     @property
+    def quads(self) -> int:
+        """Groups of input channels that a tile reads of each pixel."""
+        return -(-reach(self.x.c, self.y.c, self.groups, self.starts, self.isa.lanes) // self.group)
+
+    @property
     def steps(self) -> int:
         """Groups of input channels over the whole window."""
-        return math.prod(self.window.kernel) * -(-self.x.c // self.group)
+        return math.prod(self.window.kernel) * self.quads
+
+    @property
+    def unit(self) -> int:
+        """Channels of the result that are tiled on their own: a group's if they fill a vector, else all."""
+        own = self.y.c // self.groups
+        return own if own >= self.isa.lanes else self.y.c
 
     @property
     def starts(self) -> list[list[int]]:
         """First channel of each block of each channel tile; the last of both may overlap the one before."""
-        return channel_tiles(self.y.c, self.isa.lanes, self.tile.blocks)
+        tiles = channel_tiles(self.unit, self.isa.lanes, self.tile.blocks)
+        return [[unit + start for start in tile] for unit in range(0, self.y.c, self.unit) for tile in tiles]
+
+    @property
+    def last_source(self) -> int:
+        """The last input channel at which a tile may begin to read without leaving the pixel."""
+        return -(-self.x.c // self.group) * self.group - self.quads * self.group
 
     @property
     def macs(self) -> int:
         """Multiplications of one call."""
-        return self.y.h * self.y.w * self.y.c * self.x.c * math.prod(self.window.kernel)
+        y = self.y
+        return y.images * y.h * y.w * y.c * self.x.c // self.groups * math.prod(self.window.kernel)
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
-        """Weights [kh, kw, ci, co] in the order in which the kernel reads them."""
+        """Weights [kh, kw, ci of a group, co] in the order in which the kernel reads them."""
         kh, kw, ci, co = weight.shape
-        lanes, group = self.isa.lanes, self.group
-        groups = -(-ci // group)
-        padded = np.zeros((kh, kw, groups * group, max(co, lanes)), weight.dtype)
-        padded[:, :, :ci, :co] = weight
-        blocks = np.stack([[padded[..., s : s + lanes] for s in tile] for tile in self.starts])
-        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, groups, group, lanes)
+        lanes, group, own = self.isa.lanes, self.group, co // self.groups
+        blocks = np.zeros((len(self.starts), self.tile.blocks, kh, kw, self.quads * group, lanes), weight.dtype)
+        for t, tile in enumerate(self.starts):
+            source = min(tile[0] // own * ci, self.last_source)
+            for n, start in enumerate(tile):
+                end = min(start + lanes, co)
+                for part in range(start // own, -(-end // own)):
+                    low, high, row = max(start, part * own), min(end, (part + 1) * own), part * ci - source
+                    blocks[t, n, :, :, row : row + ci, low - start : high - start] = weight[..., low:high]
+        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, self.quads, group, lanes)
         return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 6, 5)).reshape(-1)
 
     def pack_channels(self, values: np.ndarray) -> np.ndarray:
@@ -93,6 +118,22 @@ class Conv:
     def text(self) -> str:
         """The kernel's MLIR."""
         return _Emitter(self).text()
+
+
+def one_unit(x: Layout, y: Layout, groups: int, lanes: int) -> tuple[Layout, Layout]:
+    """What one unit of a convolution's channels reads and makes: the layouts by which its tile is chosen."""
+    own = y.c // groups
+    if groups == 1 or own >= lanes:
+        return replace(x, c=x.c // groups), replace(y, c=own)
+    starts = channel_tiles(y.c, lanes, 1)
+    return replace(x, c=reach(x.c, y.c, groups, starts, lanes)), replace(y, c=min(lanes, y.c))
+
+
+def reach(inputs: int, outputs: int, groups: int, starts: list[list[int]], lanes: int) -> int:
+    """Input channels between the first and the last that one tile of a grouped convolution reads, of any tile."""
+    of_group, own = inputs // groups, outputs // groups
+    ends = [min(tile[-1] + lanes, outputs) - 1 for tile in starts]
+    return max(end // own + 1 - tile[0] // own for tile, end in zip(starts, ends, strict=True)) * of_group
 
 
 def channel_tiles(channels: int, lanes: int, blocks: int) -> list[list[int]]:
@@ -119,7 +160,8 @@ class _Emitter:
         bindings.append((conv.form.result_element, y.size))
         self.out = len(bindings) - 1
         self.row_tiles, self.channel_tiles = -(-y.h // tile.rows), len(conv.starts)
-        self.k = Kernel(bindings, split_work(conv.macs, self.row_tiles, self.channel_tiles))
+        self.all_row_tiles = y.images * self.row_tiles
+        self.k = Kernel(bindings, split_work(conv.macs, self.all_row_tiles, self.channel_tiles))
         self.accs = [(r, p, n) for r in range(tile.rows) for p in range(tile.columns) for n in range(tile.blocks)]
 
     def text(self) -> str:
@@ -127,7 +169,7 @@ class _Emitter:
         self.epilogue = conv.form.epilogue(k, 2, self.lanes)
         if conv.y.has_border:
             in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, conv.y))
-        rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
+        rows = work_range(k, "%wgx", self.all_row_tiles, k.workgroups[0])
         channels = work_range(k, "%wgy", self.channel_tiles, k.workgroups[1])
         # Few weights stay in the first cache while rows pass; many are passed over once per range of rows.
         nested = (rows, channels) if k.bindings[1][1] * 4 // conv.group <= 24 << 10 else (channels, rows)
@@ -138,14 +180,14 @@ class _Emitter:
 
     def _row_tile(self, row_tile: str, channel_tile: str) -> None:
         k, tile, y = self.k, self.conv.tile, self.conv.y
+        row_tile, self.images = k.split_rows(row_tile, self.row_tiles, self.conv.x, y, self.conv.form.residual or y)
         row = k.least(k.mul(row_tile, tile.rows), y.h - tile.rows)
         blocks = k.mul(channel_tile, tile.blocks * self.lanes)
-        starts = self.conv.starts
-        count = -(-y.c // self.lanes)
-        first = k.least(k.mul(channel_tile, tile.blocks), count - tile.blocks)
-        limit = max(y.c - self.lanes, 0)
-        channels = [k.least(k.mul(k.add(first, n), self.lanes), limit) for n in range(tile.blocks)]
-        assert len(starts) == self.channel_tiles
+        channels = self._channels(channel_tile)
+        self.source: str | int = 0
+        if self.conv.groups > 1:
+            own = k.op(f"arith.divui {channels[0]}, {k.index(y.c // self.conv.groups)} : index")
+            self.source = k.least(k.mul(own, self.conv.x.c // self.conv.groups), self.conv.last_source)
         biases = [self.epilogue.bias(k.add(blocks, n * self.lanes)) for n in range(tile.blocks)]
         scales = [self.epilogue.scale(k.add(blocks, n * self.lanes)) for n in range(tile.blocks)]
         with k.loop(0, y.w, tile.columns) as loop:
@@ -153,13 +195,30 @@ class _Emitter:
             accs = self._accumulate(row, column, channel_tile, biases)
             self._finish(row, column, channels, scales, accs)
 
+    def _channels(self, channel_tile: str) -> list[str]:
+        """The first channel of each block of a tile."""
+        k, blocks, unit = self.k, self.conv.tile.blocks, self.conv.unit
+        base: str | int = 0
+        if unit < self.conv.y.c:
+            count = k.index(self.channel_tiles * unit // self.conv.y.c)
+            base = k.mul(k.op(f"arith.divui {channel_tile}, {count} : index"), unit)
+            channel_tile = k.op(f"arith.remui {channel_tile}, {count} : index")
+        first = k.least(k.mul(channel_tile, blocks), -(-unit // self.lanes) - blocks)
+        limit = max(unit - self.lanes, 0)
+        return [k.add(k.least(k.mul(k.add(first, n), self.lanes), limit), base) for n in range(blocks)]
+
     def _accumulate(self, row: str, column: str, channel_tile: str, biases: list[str]) -> list[str]:
         k, conv = self.k, self.conv
         x, window, group = conv.x, conv.window, conv.group
-        groups = -(-x.c // group)
+        groups = conv.quads
         kh, kw = window.kernel
-        corner = x.at(-window.top, -window.left)
-        start = k.add(k.mul(row, window.strides[0] * x.pitch), k.mul(column, window.strides[1] * x.stride), corner)
+        start = k.add(
+            k.mul(row, window.strides[0] * x.pitch),
+            k.mul(column, window.strides[1] * x.stride),
+            self.images[0],
+            self.source,
+            x.at(-window.top, -window.left),
+        )
         weight = k.mul(channel_tile, conv.steps * self._step_size)
         values, kind = [biases[n] for _, _, n in self.accs], f"vector<{self.lanes}x{conv.form.accumulator}>"
         # Taps of one row and their channels are one run of memory where nothing lies between.
@@ -220,10 +279,11 @@ class _Emitter:
     def _finish(self, row: str, column: str, channels: list[str], scales: list[str], accs: list[str]) -> None:
         k, conv = self.k, self.conv
         y, residual = conv.y, conv.form.residual
-        base = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), y.at())
+        base = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), self.images[1], y.at())
         other = ""
         if residual is not None:
-            other = k.add(k.mul(row, residual.pitch), k.mul(column, residual.stride), residual.at())
+            at = k.mul(row, residual.pitch), k.mul(column, residual.stride)
+            other = k.add(*at, self.images[2], residual.at())
         for (r, p, n), acc in zip(self.accs, accs, strict=True):
             added = None
             if residual is not None:

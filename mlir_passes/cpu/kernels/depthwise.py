@@ -67,7 +67,7 @@ class Depthwise:
     @property
     def macs(self) -> int:
         """Multiplications of one call."""
-        return self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
+        return self.y.images * self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
 
     def _order(self) -> np.ndarray:
         """Channel of each lane: [accumulator, lane]."""
@@ -105,7 +105,7 @@ class _Emitter:
         self.out = len(bindings) - 1
         self.row_tiles = -(-conv.y.h // conv.rows)
         # One of these multiplications costs about as much as eight of a dense convolution's.
-        self.k = Kernel(bindings, split_work(conv.macs * 8, self.row_tiles))
+        self.k = Kernel(bindings, split_work(conv.macs * 8, conv.y.images * self.row_tiles))
         self.bytes, self.sums = f"vector<{self.width}xi8>", f"vector<{self.width // 4}xi32>"
 
     def text(self) -> str:
@@ -114,16 +114,17 @@ class _Emitter:
         self.epilogue = Epilogue(k, conv.form, 2, self.width // 4)
         if y.has_border:
             in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, y))
-        rows = work_range(k, "%wgx", self.row_tiles, k.workgroups[0])
+        rows = work_range(k, "%wgx", y.images * self.row_tiles, k.workgroups[0])
         with k.loop(*rows) as tile, k.loop(0, len(conv.starts)) as block:
-            row = k.least(k.mul(tile.index, conv.rows), y.h - conv.rows)
+            row_tile, (x_image, y_image) = k.split_rows(tile.index, self.row_tiles, x, y)
+            row = k.least(k.mul(row_tile, conv.rows), y.h - conv.rows)
             channel = k.least(k.mul(block.index, self.width), max(y.c - self.width, 0))
             numbers = k.mul(block.index, self.width)
             parts = [k.add(numbers, j * self.width // 4) for j in range(4)]
             biases, scales = [self.epilogue.bias(at) for at in parts], [self.epilogue.scale(at) for at in parts]
             weight = k.mul(block.index, conv.block_bytes)
-            x_row = k.add(k.mul(row, window.strides[0] * x.pitch), channel, x.at(-window.top, -window.left))
-            y_row = k.add(k.mul(row, y.pitch), channel, y.at())
+            x_row = k.add(k.mul(row, window.strides[0] * x.pitch), channel, x_image, x.at(-window.top, -window.left))
+            y_row = k.add(k.mul(row, y.pitch), channel, y_image, y.at())
             with k.loop(0, y.w, conv.pixels) as loop:
                 column = k.least(loop.index, y.w - conv.pixels) if conv.pixels > 1 else loop.index
                 x_at = k.add(x_row, k.mul(column, window.strides[1] * x.stride))

@@ -115,8 +115,8 @@ class FloatEpilogue:
         self.kernel.store(value, binding, at, f"vector<{self.lanes}xf32>")
 
     def fill_border(self, binding: int, layout: Layout) -> None:
-        """Raise: f32 images have no border."""
-        raise ValueError(f"an f32 image has the border {layout}")
+        """Write zeros into the whole border of a result; for one workgroup to run."""
+        fill_zero_border(self.kernel, binding, layout)
 
     def _clamped(self, value: str, bounds: tuple[float, float]) -> str:
         vector = f"vector<{self.lanes}xf32>"
@@ -225,24 +225,38 @@ class Epilogue:
         return self._i("minsi", self._i("maxsi", self._i("addi", q, self.numbers[2]), self.numbers[0]), self.numbers[1])
 
 
+def fill_zero_border(kernel: Kernel, binding: int, layout: Layout) -> None:
+    """Write zeros into the whole border of an f32 result; for one workgroup to run."""
+    fill_border_with(kernel, kernel.constant("dense<0.0>", "vector<16xf32>"), binding, layout)
+
+
 def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:
-    """Write the whole border of a result with a vector of 16 bytes; for one workgroup to run."""
+    """Write the whole border of a result with a vector of 16 bytes or floats; for one workgroup to run."""
+    element = "f32" if layout.floating else "i8"
+    whole = f"vector<16x{element}>"
 
     def fill(start: str, length: int) -> None:
-        step = max(n for n in (4, 8, 16) if n <= length)
-        part, kind = value, f"vector<{step}xi8>"
+        step = max(n for n in (1, 2, 4, 8, 16) if n <= length)
+        part, kind = value, f"vector<{step}x{element}>"
         if step < 16:
-            part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : vector<16xi8>, vector<16xi8>")
+            part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : {whole}, {whole}")
         with kernel.loop(0, length, step) as loop:
             kernel.store(part, binding, kernel.add(start, kernel.least(loop.index, length - step)), kind)
 
-    start = layout.at()
-    if start:
-        fill(kernel.index(0), start)
-    gap = (layout.left + layout.right) * layout.stride
-    if gap and layout.h > 1:
-        with kernel.loop(0, layout.h - 1) as row:
-            fill(kernel.add(kernel.mul(row.index, layout.pitch), layout.at(0, layout.w)), gap)
-    end = layout.at(layout.h - 1, layout.w)
-    if layout.size > end:
-        fill(kernel.index(end), layout.size - end)
+    def fill_image(image: str | int) -> None:
+        start = layout.at()
+        if start:
+            fill(kernel.add(image), start)
+        gap = (layout.left + layout.right) * layout.stride
+        if gap and layout.h > 1:
+            with kernel.loop(0, layout.h - 1) as row:
+                fill(kernel.add(image, kernel.mul(row.index, layout.pitch), layout.at(0, layout.w)), gap)
+        end = layout.at(layout.h - 1, layout.w)
+        if layout.image > end:
+            fill(kernel.add(image, end), layout.image - end)
+
+    if layout.images == 1:
+        fill_image(0)
+        return
+    with kernel.loop(0, layout.images) as loop:
+        fill_image(kernel.mul(loop.index, layout.image))

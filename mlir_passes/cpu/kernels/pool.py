@@ -22,7 +22,7 @@ from mlir_passes.cpu.kernels.text import Kernel, Layout
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The maximum of each window. Positions outside the image repeat its edge, which changes no maximum."""
+    """The maximum of each window. Positions outside the image repeat one of the window in it: no maximum changes."""
 
     x: Layout
     y: Layout
@@ -39,17 +39,18 @@ class MaxPool:
         x, y, window = self.x, self.y, self.window
         width = byte_width(self.isa, y.c)
         k = Kernel([("i8", x.size), ("i8", 16), ("i8", y.size)],
-                   split_work(y.h * y.w * y.c * math.prod(window.kernel), y.h))  # fmt: skip
+                   split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))  # fmt: skip
         kind = f"vector<{width}xi8>"
         if y.has_border:
             in_first_workgroup(k, lambda: fill_border_with(k, k.load(1, k.index(0), "vector<16xi8>"), 2, y))
-        with k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row:
-            rows = _positions(k, row.index, window.strides[0], window.top, window.kernel[0], x.h)
-            rows = [k.add(k.mul(r, x.pitch), x.at()) for r in rows]
+        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop:
+            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
+            rows = _positions(k, row, window, 0, x.h)
+            rows = [k.add(k.mul(r, x.pitch), x_image, x.at()) for r in rows]
             with k.loop(0, y.w) as column:
-                columns = _positions(k, column.index, window.strides[1], window.left, window.kernel[1], x.w)
+                columns = _positions(k, column.index, window, 1, x.w)
                 columns = [k.mul(c, x.stride) for c in columns]
-                out = k.add(k.mul(row.index, y.pitch), k.mul(column.index, y.stride), y.at())
+                out = k.add(k.mul(row, y.pitch), k.mul(column.index, y.stride), y_image, y.at())
                 with k.loop(0, len(channel_tiles(y.c, width, 1))) as block:
                     channel = k.least(k.mul(block.index, width), max(y.c - width, 0))
                     best = ""
@@ -91,22 +92,24 @@ class SumPool:
         result = ("f32" if self.form.kind == REAL else "i8", y.size)
         bindings = [("i8", x.size), *self.form.bindings(len(self.starts) * lanes), result]
         out = len(bindings) - 1
-        k = Kernel(bindings, split_work(y.h * y.w * y.c * math.prod(window.kernel), y.h))
+        k = Kernel(bindings, split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))
         epilogue = Epilogue(k, self.form, 1, lanes)
         if self.form.kind != REAL and y.has_border:
             in_first_workgroup(k, lambda: epilogue.fill_border(out, y))
         with (
-            k.loop(*work_range(k, "%wgx", y.h, k.workgroups[0])) as row,
+            k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop,
             k.loop(0, y.w) as column,
             k.loop(0, len(self.starts)) as block,
         ):
+            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
             channel = k.least(k.mul(block.index, lanes), max(y.c - lanes, 0))
             numbers = k.mul(block.index, lanes)
             corner = x.at(-window.top, -window.left)
             start = k.add(
-                k.mul(row.index, window.strides[0] * x.pitch),
+                k.mul(row, window.strides[0] * x.pitch),
                 k.mul(column.index, window.strides[1] * x.stride),
                 channel,
+                x_image,
                 corner,
             )
             kind, narrow = f"vector<{lanes}xi32>", f"vector<{lanes}xi8>"
@@ -118,9 +121,19 @@ class SumPool:
                     kw.values = [k.op(f"arith.addi {kw.values[0]}, {wide} : {kind}")]
                 kh.values = kw.values
             value = epilogue.finish(kh.values[0], epilogue.scale(numbers))
-            at = k.add(k.mul(row.index, y.pitch), k.mul(column.index, y.stride), channel, y.at())
+            at = k.add(k.mul(row, y.pitch), k.mul(column.index, y.stride), channel, y_image, y.at())
             epilogue.store(value, out, at)
         return k.text()
+
+
+def overlaps_everywhere(window: Window, x: Layout, y: Layout) -> bool:
+    """Whether every window of a pool holds at least one position of the image."""
+    for axis, (size, before, count) in enumerate(((x.h, window.top, y.h), (x.w, window.left, y.w))):
+        taps = np.arange(window.kernel[axis]) * window.dilations[axis] - before
+        places = np.arange(count)[:, None] * window.strides[axis] + taps
+        if not ((places >= 0) & (places < size)).any(axis=1).all():
+            return False
+    return True
 
 
 def byte_width(isa: Isa, channels: int) -> int:
@@ -128,7 +141,16 @@ def byte_width(isa: Isa, channels: int) -> int:
     return next(w for w in (64, 32, 16) if w <= isa.width and (w <= channels or w == 16))
 
 
-def _positions(k: Kernel, index: str, stride: int, before: int, count: int, size: int) -> list[str]:
-    """Input positions of a window's taps along one dimension, moved into the image."""
-    start = k.mul(index, stride)
-    return [k.least(k.most(k.add(start, tap - before), 0), size - 1) for tap in range(count)]
+def _positions(k: Kernel, index: str, window: Window, axis: int, size: int) -> list[str]:
+    """Input positions of a window's taps along one dimension, moved to the nearest one of them in the image."""
+    count, gap, before = window.kernel[axis], window.dilations[axis], (window.top, window.left)[axis]
+    start = k.mul(index, window.strides[axis])
+    places = [k.add(start, tap * gap - before) for tap in range(count)]
+    if gap == 1:
+        return [k.least(k.most(place, 0), size - 1) for place in places]
+    # Only every gap-th position is a tap's: the first and the last in the image depend on where the window starts.
+    rest = k.op(f"arith.remui {k.add(start, -(-before // gap) * gap - before)}, {k.index(gap)} : index")
+    behind = k.op(f"arith.subi {k.index(size - 1)}, {rest} : index")
+    last = k.op(f"arith.subi {behind}, {k.op(f'arith.remui {behind}, {k.index(gap)} : index')} : index")
+    last = k.add(last, rest)
+    return [k.least(k.op(f"arith.maxsi {place}, {rest} : index"), last) for place in places]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 _TRANSLATION = "#iree_codegen.translation_info<pipeline = #iree_cpu.pipeline<Default>>"
 NAME = "KERNEL"
@@ -13,12 +13,12 @@ NAME = "KERNEL"
 
 @dataclass(frozen=True)
 class Layout:
-    """An image in memory, channels innermost: u8 with a border of its zero point around it, or f32 without one.
+    """A batch in memory, channels innermost: u8 with a border of its zero point around each image, or f32 without one.
 
-    h, w, c: the image. top, left, bottom, right: rows and columns of the border. packed: few channels follow each other
-    closely, so that nothing may read or write a whole vector of them. floating: f32, which leaves no gaps at all; the
-    numbers below then count elements instead of bytes. pixel: bytes from pixel to pixel, if not the least possible;
-    first: where in a pixel the channels begin. Both are for slices of the channels.
+    h, w, c: an image. images: their number. top, left, bottom, right: rows and columns of the border. packed: few
+    channels follow each other closely, so that nothing may read or write a whole vector of them. floating: f32, which
+    leaves no gaps at all; the numbers below then count elements instead of bytes. pixel: bytes from pixel to pixel, if
+    not the least possible; first: where in a pixel the channels begin. Both are for slices of the channels.
     """
 
     h: int
@@ -32,6 +32,7 @@ class Layout:
     floating: bool = False
     pixel: int = 0
     first: int = 0
+    images: int = 1
 
     @property
     def stride(self) -> int:
@@ -51,14 +52,19 @@ class Layout:
         return (self.w + self.left + self.right) * self.stride
 
     @property
-    def size(self) -> int:
-        """Bytes in all."""
+    def image(self) -> int:
+        """Bytes from image to image."""
         return self.rows * self.pitch
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.images * self.image
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
         """Shape of the tensor that holds it."""
-        return self.rows, self.w + self.left + self.right, self.stride
+        return self.images, self.rows, self.w + self.left + self.right, self.stride
 
     @property
     def has_border(self) -> bool:
@@ -66,8 +72,17 @@ class Layout:
         return any((self.top, self.left, self.bottom, self.right))
 
     def at(self, row: int = 0, column: int = 0) -> int:
-        """Byte offset of a pixel of the image; the border has negative indices."""
+        """Byte offset of a pixel in its image; the border has negative indices."""
         return (row + self.top) * self.pitch + (column + self.left) * self.stride + self.first
+
+
+def joined_images(layouts: Sequence[Layout]) -> list[Layout]:
+    """The images of a batch as rows of one, for kernels without a window; as they are where a border separates them."""
+    if any(each.has_border or each.images == 1 for each in layouts):
+        return list(layouts)
+    rows = layouts[0].images * layouts[0].h
+    h, w = (1, rows) if layouts[0].w == 1 else (rows, layouts[0].w)
+    return [replace(each, images=1, h=h, w=w) for each in layouts]
 
 
 @dataclass
@@ -128,6 +143,17 @@ class Kernel:
     def mul(self, value: str, factor: int) -> str:
         """An index value times a number."""
         return value if factor == 1 else self.op(f"arith.muli {value}, {self.index(factor)} : index")
+
+    def split_rows(self, index: str, rows: int, *layouts: Layout) -> tuple[str, list[str | int]]:
+        """Of an index over the rows (or tiles of rows) of all images: the one in its image, and where that begins.
+
+        rows: how many an image has. layouts: those whose image's first byte is wanted.
+        """
+        if layouts[0].images == 1:
+            return index, [0 for _ in layouts]
+        count = self.index(rows)
+        image = self.op(f"arith.divui {index}, {count} : index")
+        return self.op(f"arith.remui {index}, {count} : index"), [self.mul(image, each.image) for each in layouts]
 
     def least(self, value: str, limit: int | str) -> str:
         """The smaller of an index value and a limit."""

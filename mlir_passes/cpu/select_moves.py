@@ -1,0 +1,150 @@
+"""Which operations that only move or select numbers become which kernel, or none: some are views of a buffer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch_mlir import ir
+
+from mlir_passes import match
+from mlir_passes.build import tensor_type
+from mlir_passes.cpu import patterns
+from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, border_byte, is_stored, tag_like
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.pointwise import Concat, Interleave, Quantize
+from mlir_passes.cpu.kernels.pool import MaxPool, overlaps_everywhere
+from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.cpu.patterns import Parameter
+
+_DENSE = "linalg.conv_2d_nhwc_hwcf"
+
+
+class MoveSelection:
+    """Visits the operations of a function in order; maximum pools, joins and shuffles of channels, the input image."""
+
+    def __init__(self, calls: Calls, isa: Isa) -> None:
+        self.calls, self.isa = calls, isa
+
+    def visit(self, op: ir.Operation) -> None:
+        """Emit the kernel for ``op``, or find the buffer that it is a view of, or do nothing."""
+        if len(op.results) != 1 or not isinstance(op.results[0].type, ir.RankedTensorType):
+            return
+        if not is_stored(op.results[0]):
+            return
+        if (image := patterns.quantized_input(op)) is not None:
+            self._quantize(op, *image)
+        elif op.name == "linalg.pooling_nhwc_max":
+            self._max_pool(op)
+        elif op.name == "tensor.concat":
+            self._concat(op)
+        elif op.name == "tensor.extract_slice":
+            self._slice(op)
+        elif op.name in ("tensor.collapse_shape", "tensor.expand_shape"):
+            self._view(op)
+            self._shuffle(op)
+
+    def _quantize(
+        self, op: ir.Operation, quantize: ir.Operation, real: ir.Value, numbers: tuple[Parameter, ...]
+    ) -> None:
+        y, number = self.calls.layout(op.results[0])
+        # A dense convolution reads four channels at a time, everything else whole vectors.
+        y = replace(y, packed=y.c <= 4 and all(_read_by_dense(use) for use in op.results[0].uses))
+        scale, zero, low, high = (float(each.numbers.reshape(())) for each in numbers)
+        values = np.array([scale, low - zero, high - zero, zero + 128, border_byte(number)], np.float32)
+        table = self.calls.constant(tag_like(numbers[0], "table"), values)
+        made = self.calls.call(Quantize(y, self.isa), [real, table], tensor_type(y.shape, np.int8), quantize)
+        self.calls.buffers[op.results[0]] = Buffer(made, y)
+
+    def _max_pool(self, op: ir.Operation) -> None:
+        source = patterns.padded(op.operands[0])
+        shape = match.shape_of(op.operands[1])
+        if source is None or not is_stored(source.value) or match.scalar(match.init_of(op)) != -128:
+            return
+        if source.number is not None and int(source.number.numbers) != -128:
+            return
+        window = patterns.window_of(op, (shape[0], shape[1]), source)
+        x = self.calls.buffer(source.value)
+        y, number = self.calls.layout(op.results[0])
+        if not overlaps_everywhere(window, x.layout, y):
+            return
+        operands = [x.value, self.calls.border(number, (16,))]
+        self._call(MaxPool(x.layout, y, window, self.isa), operands, op, y)
+
+    def _concat(self, op: ir.Operation) -> None:
+        if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
+            return
+        if all(patterns.joins_for_shuffle(use) for use in op.results[0].uses):
+            return  # the shuffle takes the two tensors themselves
+        self._join(op, [self.calls.buffer(value) for value in op.operands])
+
+    def _join(self, op: ir.Operation, inputs: list[Buffer]) -> None:
+        y, number = self.calls.layout(op.results[0])
+        operands = [*(each.value for each in inputs), self.calls.border(number, (16,))]
+        self._call(Concat(tuple(each.layout for each in inputs), y, self.isa), operands, op, y)
+
+    def _shuffle(self, op: ir.Operation) -> None:
+        found = patterns.shuffled(op)
+        if found is None:
+            return
+        if len(found) == 2:
+            a, b = (self.calls.buffer(value) for value in found)
+        else:
+            whole = self.calls.buffer(found[0])
+            half = whole.layout.c // 2
+            layouts = [_channels(whole.layout, first, half) for first in (0, half)]
+            if layouts[0] is None or layouts[1] is None:
+                return
+            a, b = (Buffer(whole.value, layout) for layout in layouts if layout is not None)
+        y, number = self.calls.layout(op.results[0])
+        # The halves are read as slices, the second one in groups of four that may reach beyond it.
+        y = replace(y, pixel=max(32, -(-(y.c + 3) // 16) * 16))
+        operands = [a.value, b.value, self.calls.border(number, (16,))]
+        self._call(Interleave(a.layout, b.layout, y, self.isa), operands, op, y)
+
+    def _slice(self, op: ir.Operation) -> None:
+        """Some channels of a buffer are the same buffer, or copied where a reader wants a border or whole vectors."""
+        source, result = op.operands[0], op.results[0]
+        if source not in self.calls.buffers or len(op.operands) != 1:
+            return
+        buffer, offsets = self.calls.buffers[source], match.ints(op, "static_offsets")
+        if any(offsets[:-1]) or match.shape_of(source)[:-1] != match.shape_of(result)[:-1]:
+            return
+        if set(match.ints(op, "static_strides")) != {1}:
+            return
+        c = match.shape_of(result)[-1]
+        layout = _channels(buffer.layout, offsets[-1], c)
+        if layout is not None and not self.calls.layout(result)[0].has_border:
+            self.calls.buffers[result] = Buffer(buffer.value, layout)
+            return
+        part = replace(buffer.layout, c=c, first=buffer.layout.first + offsets[-1], pixel=buffer.layout.stride)
+        self._join(op, [Buffer(buffer.value, part)])
+
+    def _view(self, op: ir.Operation) -> None:
+        """[n, 1, 1, c] and [n, c] are the same buffer."""
+        source, result = op.operands[0], op.results[0]
+        if source not in self.calls.buffers or self.calls.layout(result)[0].has_border:
+            return
+        n, *image = match.shape_of(result)
+        layout = self.calls.buffers[source].layout
+        if (n, *image) in ((layout.images, layout.c), (layout.images, 1, 1, layout.c)) and layout.h == layout.w == 1:
+            self.calls.buffers[result] = self.calls.buffers[source]
+
+    def _call(self, spec: KernelSpec, operands: list[ir.Value], op: ir.Operation, y: Layout) -> None:
+        made = self.calls.call(spec, operands, tensor_type(y.shape, np.int8), op)
+        self.calls.buffers[op.results[0]] = Buffer(made, y)
+
+
+def _channels(layout: Layout, first: int, count: int) -> Layout | None:
+    """Some channels of an image, if readers of whole vectors stay within its pixels."""
+    first += layout.first
+    if first + max(16, -(-count // 4) * 4) > layout.stride:
+        return None
+    return replace(layout, c=count, first=first, pixel=layout.stride)
+
+
+def _read_by_dense(use: ir.OpOperand) -> bool:
+    reader = use.owner.operation
+    if reader.name != "tensor.pad":
+        return reader.name == _DENSE
+    return all(each.owner.operation.name == _DENSE for each in reader.results[0].uses)
