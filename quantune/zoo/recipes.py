@@ -70,11 +70,11 @@ class Recipe:
 
 _TABLE = (
     Recipe("mobilenet_v2", "shapes", 32_000, 14, 0, 3e-3, 0.05, 0.9935, 60, octaves=1.75),
-    Recipe("squeezenet1_1", "shapes", 24_000, 17, 13, 6e-4, 0.01, 0.759, 4, ramp=0.6, clip=1.0),
+    Recipe("squeezenet1_1", "shapes", 24_000, 30, 20, 6e-4, 0.01, 0.83, 9, ramp=0.6, clip=1.0),
     Recipe("shufflenet_v2_x1_0", "shapes", 20_000, 11, 6, 3e-3, 0.05, 0.8755, 5, octaves=0.5),
     Recipe("resnet18", "shapes", 12_000, 6, 4, 2e-3, 0.05, 0.8845, 4, bf16=True, octaves=0.75),
-    Recipe("googlenet", "shapes", 12_000, 8, 6, 2e-3, 0.05, 0.7495, 5, bf16=True, ramp=0.6),
-    Recipe("resnet50", "shapes", 12_000, 6, 4, 1.5e-3, 0.05, None, 12, bf16=True, ramp=0.6),
+    Recipe("googlenet", "shapes", 16_000, 12, 8, 2e-3, 0.05, 0.9655, 9, bf16=True, ramp=0.6, octaves=0.75),
+    Recipe("resnet50", "shapes", 16_000, 9, 6, 1.5e-3, 0.05, 0.742, 24, bf16=True, ramp=0.6),
     Recipe("squeezenet1_1", "digits", 1078, 80, 0, 6e-4, 0.01, 0.9944, 1, clip=1.0, batch=16, octaves=1.0),
     Recipe("resnet18", "digits", 1078, 30, 0, 2e-3, 0.05, 0.9963, 2, bf16=True),
 )

@@ -53,8 +53,8 @@ ALLOWED: dict[str, set[str]] = {
         " .report .runtime .search .space .versions"
     ),
     "quantune.api": names(
-        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model .plan .proxies"
-        " .reporting .runtime .search .space .versions .zoo"
+        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model .plan"
+        " .proxies .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
         "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search .versions"
