@@ -17,6 +17,11 @@ def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) 
 
     group: the input channels that one step takes.
     """
+    return ranked_tiles(x, y, window, isa, group)[0]
+
+
+def ranked_tiles(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) -> list[Tile]:
+    """All tiles whose accumulators fit the registers, those with the fewest cycles first."""
     steps = window.kernel[0] * window.kernel[1] * -(-x.c // group)
     blocks = -(-y.c // isa.lanes)
     candidates = [
@@ -35,4 +40,4 @@ def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) 
         tiles = -(-y.h // tile.rows) * -(-y.w // tile.columns) * -(-blocks // tile.blocks)
         return tiles * (steps * step + sums * _EPILOGUE)
 
-    return min(candidates, key=lambda tile: (cycles(tile), tile.rows * tile.columns * tile.blocks))
+    return sorted(candidates, key=lambda tile: (cycles(tile), tile.rows * tile.columns * tile.blocks))

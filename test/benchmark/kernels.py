@@ -1,6 +1,6 @@
 """GMAC/s of the CPU kernels, one row for each layer shape of well-known networks, on one thread.
 
-    python test/benchmark/kernels.py [--variant=avx512vnni] [--float] [--seconds=0.5]
+    python test/benchmark/kernels.py [--variant=avx512vnni] [--float] [--tiles=N] [--seconds=0.5]
 
 Each kernel is compiled alone and called on buffers of its own layout; the time is that of its dispatch. Run it on an
 idle machine: the fastest of three runs counts.
@@ -12,16 +12,17 @@ import argparse
 import importlib.util
 import subprocess
 import tempfile
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 
 from mlir_passes.cpu.isa import VARIANTS, Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window
+from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, FloatForm, Form
 from mlir_passes.cpu.kernels.text import NAME, Layout
-from mlir_passes.cpu.tiles import choose_tile
+from mlir_passes.cpu.tiles import choose_tile, ranked_tiles
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
 
@@ -33,8 +34,10 @@ SHAPES = (
     ("conv", 112, 16, 96, 1, 1), ("conv", 56, 24, 144, 1, 1), ("conv", 14, 96, 576, 1, 1), ("conv", 7, 160, 960, 1, 1),
     ("conv", 7, 960, 160, 1, 1), ("conv", 1, 1280, 1000, 1, 1), ("depthwise", 112, 32, 32, 3, 1),
     ("depthwise", 56, 96, 96, 3, 2), ("depthwise", 56, 144, 144, 3, 1), ("depthwise", 14, 384, 384, 3, 1),
-    ("depthwise", 7, 960, 960, 5, 1),
+    ("depthwise", 7, 960, 960, 5, 1), ("grouped", 56, 128, 128, 3, 1), ("grouped", 28, 256, 256, 3, 1),
+    ("grouped", 14, 512, 512, 3, 1),
 )  # fmt: skip
+GROUPS = 32
 
 
 def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) -> Conv | Depthwise:
@@ -49,7 +52,16 @@ def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) 
     y, place = Layout(size, size, co), Window((window, window), (stride, stride), (1, 1), around, around)
     if kind == "depthwise":
         return Depthwise(x, y, place, Form(MULTIPLIER), isa)
-    return Conv(x, y, place, Form(MULTIPLIER), choose_tile(x, y, place, isa), isa)
+    groups = GROUPS if kind == "grouped" else 1
+    tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa)
+    return Conv(x, y, place, Form(MULTIPLIER), tile, isa, groups)
+
+
+def next_best(spec: Conv, count: int) -> list[Conv]:
+    """The kernel with the tiles that the model takes for the best, at most ``count``; the first is its choice."""
+    units = one_unit(spec.x, spec.y, spec.groups, spec.isa.lanes)
+    tiles = ranked_tiles(*units, spec.window, spec.isa, spec.group)
+    return [replace(spec, tile=tile) for tile in tiles[:count]]
 
 
 def module(spec: Conv | Depthwise) -> tuple[str, list[str]]:
@@ -93,18 +105,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="GMAC/s of the CPU kernels on one thread")
     parser.add_argument("--variant", choices=list(VARIANTS), default="avx512vnni")
     parser.add_argument("--float", action="store_true", dest="real", help="the f32 kernels")
+    parser.add_argument("--tiles", type=int, default=1, metavar="N", help="measure the model's N best tiles")
     parser.add_argument("--seconds", type=float, default=0.5, help="for one run")
     options = parser.parse_args()
     print(f"{'layer':<34} {'tile':<9} {'us':>8} {'GMAC/s':>8}")
     for shape in SHAPES:
         if options.real and (shape[0] != "conv" or shape[3] < 16):
             continue
-        spec = kernel(shape, VARIANTS[options.variant], real=options.real)
-        tile = f"{spec.tile.rows}x{spec.tile.columns}x{spec.tile.blocks}" if isinstance(spec, Conv) else f"{spec.rows}"
-        took = milliseconds(*module(spec), options.seconds)
+        first = kernel(shape, VARIANTS[options.variant], real=options.real)
         kind, size, ci, co, window, stride = shape
         name = f"{kind} {window}x{window}/{stride} {size}x{size} {ci}->{co}"
-        print(f"{name:<34} {tile:<9} {took * 1e3:>8.1f} {spec.macs / took / 1e6:>8.0f}", flush=True)
+        for spec in next_best(first, options.tiles) if isinstance(first, Conv) else [first]:
+            extents = astuple(spec.tile) if isinstance(spec, Conv) else (spec.rows,)
+            tile = "x".join(map(str, extents))
+            took = milliseconds(*module(spec), options.seconds)
+            print(f"{name:<34} {tile:<9} {took * 1e3:>8.1f} {spec.macs / took / 1e6:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":
