@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo-out
 BENCH_OUT ?= bench-out
 
-.PHONY: help setup demo test test-all lint format bench docs clean
+.PHONY: help setup demo test test-all lint format bench results docs clean
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -54,6 +54,9 @@ bench: setup ## measure trials, a whole space and the search algorithms; long, w
 	$(BIN)/python test/benchmark/trial_cost.py
 	$(BIN)/python test/benchmark/table.py --out $(BENCH_OUT)/table.json
 	$(BIN)/python test/benchmark/search_replay.py $(BENCH_OUT)/table.json
+
+results: setup ## write docs/results.md again from the numbers in docs/results
+	$(BIN)/python test/benchmark/results.py
 
 docs: setup ## regenerate docs/passes.md from the passes
 	$(BIN)/quantune-opt --list-passes --markdown > docs/passes.md.new
