@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,6 @@ def write_page(folder: Path) -> Path:
         training=_training(tables),
         shares=document.shares(shares),
         replays=replays,
-        seeds=replays[0]["seeds"],
         paper=document.paper(summaries),
     )
     path = folder / "results.md"
@@ -113,7 +113,7 @@ def _training(tables: Sequence[Measured]) -> str:
         parts.append(f"With a channel imbalance that leaves the f32 outputs as they are: {', '.join(imbalanced)}.")
     if plain:
         parts.append(f"As trained: {', '.join(plain)}.")
-    return " ".join(parts)
+    return textwrap.fill(" ".join(parts), 120)
 
 
 def main(argv: list[str] | None = None) -> int:

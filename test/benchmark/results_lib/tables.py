@@ -79,7 +79,7 @@ def summary(measured: Measured) -> Summary:
         default=next(row for row in rows if all(row[k] == v for k, v in DEFAULT.items())),
         median=statistics.median(accuracies),
         worst=min(accuracies),
-        losing_a_point=sum(f32["accuracy"] - a > 0.01 for a in accuracies),
+        losing_a_point=sum(f32["accuracy"] - a > 0.01 + 1e-9 for a in accuracies),
         configurations=len(rows),
         programs=len({row["program"] for row in rows}),
     )
