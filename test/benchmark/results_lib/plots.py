@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _INK, _GRID = "#333333", "#dddddd"
 _COLORS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#cb912f", "#6b6b6b", "#2f9e9e", "#b0413e", "#5b6bd6")
+_LEAST_GAP = 0.01
 # Ids and dates that depend on nothing: the same numbers give the same file.
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "quantune", "font.size": 9, "axes.edgecolor": _INK, "axes.labelcolor": _INK}
 
@@ -32,6 +33,7 @@ def accuracy_against_latency(tables: Sequence[Measured], path: Path) -> None:
             axes.plot(x, y, marker, ms=4, alpha=0.7, label=precision, color=_COLORS[precision == "mixed"])
         f32 = table.f32
         axes.axhline(100 * f32["accuracy"], color=_INK, lw=1, ls="--", label=f"f32, {f32['latency_ms']:.2f} ms")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(table.model, fontsize=9)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("top-1, %")
@@ -56,23 +58,26 @@ def option_importance(shares: Mapping[str, Mapping[str, float]], path: Path) -> 
 
 
 def regret(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """One panel a table: the mean gap to the best, in points, after each trial of each search."""
+    """One panel a table: the mean gap to the best, in points, after each trial of each search; our own are thick."""
+    names = list(next(iter(curves.values())))
 
     def draw(axes: Axes, title: str) -> None:
-        for i, (name, curve) in enumerate(curves[title].items()):
-            points = np.maximum(np.asarray(curve) * 100, 1e-3)
-            axes.plot(range(1, len(points) + 1), points, label=name, color=_COLORS[i % len(_COLORS)], lw=1.4)
+        for i, name in enumerate(names):
+            points = [max(gap, _LEAST_GAP) for gap in curves[title][name]]
+            ours = name.startswith("xgboost")
+            style = {"lw": 2.2 if ours else 1.0, "ls": "-" if ours or i < len(_COLORS) else "--", "zorder": 3 + ours}
+            axes.plot(range(1, len(points) + 1), points, label=name, color=_COLORS[i % len(_COLORS)], **style)
         axes.set_yscale("log")
         axes.set_xlim(1, 40)
+        axes.set_ylim(bottom=_LEAST_GAP)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("trials")
         axes.set_ylabel("points below the best")
-        axes.legend(fontsize=6)
 
-    _panels(list(curves), draw, path)
+    _panels(list(curves), draw, path, legend=True)
 
 
-def _panels(items: Sequence[Any], draw: Any, path: Path) -> None:
+def _panels(items: Sequence[Any], draw: Any, path: Path, *, legend: bool = False) -> None:
     columns = min(3, len(items))
     rows = math.ceil(len(items) / columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
@@ -81,6 +86,9 @@ def _panels(items: Sequence[Any], draw: Any, path: Path) -> None:
         draw(axes, item)
     for axes in grid.flat[len(items) :]:
         axes.set_visible(False)
+    if legend:
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     _save(figure, path)
 
 
