@@ -48,8 +48,9 @@ class MoveSelection:
         self, op: ir.Operation, quantize: ir.Operation, real: ir.Value, numbers: tuple[Parameter, ...]
     ) -> None:
         y, number = self.calls.layout(op.results[0])
-        # A dense convolution reads four channels at a time, everything else whole vectors.
-        y = replace(y, packed=y.c <= 4 and all(_read_by_dense(use) for use in op.results[0].uses))
+        # A dense convolution reads four bytes at a time, up to three beyond its window; everything else whole vectors.
+        if y.c <= 4 and all(_read_by_dense(use) for use in op.results[0].uses):
+            y = replace(y, packed=True, right=y.right + 4 - y.c)
         scale, zero, low, high = (float(each.numbers.reshape(())) for each in numbers)
         values = np.array([scale, low - zero, high - zero, zero + 128, border_byte(number)], np.float32)
         table = self.calls.constant(tag_like(numbers[0], "table"), values)

@@ -22,7 +22,8 @@ def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) 
 
 def ranked_tiles(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) -> list[Tile]:
     """All tiles whose accumulators fit the registers, those with the fewest cycles first."""
-    steps = window.kernel[0] * window.kernel[1] * -(-x.c // group)
+    row = -(-window.kernel[1] * x.c // group) if x.packed else window.kernel[1] * -(-x.c // group)
+    steps = window.kernel[0] * row
     blocks = -(-y.c // isa.lanes)
     candidates = [
         Tile(r, p, n)

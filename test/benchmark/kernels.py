@@ -48,7 +48,8 @@ def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) 
         x = Layout(size * stride + 2 * around, size * stride + 2 * around, ci, floating=True)
         y, place = Layout(size, size, co, floating=True), Window((window, window), (stride, stride))
         return Conv(x, y, place, FloatForm((0.0, 6.0)), choose_tile(x, y, place, isa, group=1), isa)
-    x = Layout(size * stride, size * stride, ci, around, around, around, around, packed=ci < 16)
+    packed = ci < 4
+    x = Layout(size * stride, size * stride, ci, around, around, around, around + packed, packed=packed)
     y, place = Layout(size, size, co), Window((window, window), (stride, stride), (1, 1), around, around)
     if kind == "depthwise":
         return Depthwise(x, y, place, Form(MULTIPLIER), isa)

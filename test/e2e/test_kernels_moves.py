@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from integer_layers import IMAGES, LOOPS, MAPS, RUNNABLE, SEEDS, Case, cases, constants, padding, run, windows
+from integer_layers import (
+    IMAGES,
+    LOOPS,
+    MAPS,
+    RUNNABLE,
+    SEEDS,
+    Case,
+    cases,
+    constants,
+    expected,
+    module,
+    numbers,
+    padding,
+    run,
+    windows,
+)
 
 FEW = settings(max_examples=2, deadline=None, derandomize=True)
 MANY = settings(FEW, max_examples=150, suppress_health_check=list(HealthCheck))
@@ -110,24 +127,18 @@ return %y : {kinds[-1]}
     np.testing.assert_array_equal(run(text, variant, *inputs), joined[..., first : first + count])
 
 
-@pytest.mark.parametrize("variant", RUNNABLE)
-@given(seed=SEEDS, c=st.sampled_from([1, 3, 4, 5, 9, 15, 16, 21]), size=SIZES, n=IMAGES)
-@settings(FEW, max_examples=4)
-def test_the_quantized_image_equals_numpy(variant: str, seed: int, c: int, size: tuple[int, int], n: int) -> None:
-    rng = np.random.default_rng(seed)
-    h, w = size
-    image, y = f"tensor<{n}x{c}x{h}x{w}xf32>", f"tensor<{n}x{h}x{w}x{c}xi8>"
+def _quantization(rng: np.random.Generator, n: int, c: int, h: int, w: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """%x quantized from f32 planes %image and laid out channels last; an image, and what it becomes."""
+    image, x = f"tensor<{n}x{c}x{h}x{w}xf32>", f"tensor<{n}x{h}x{w}x{c}xi8>"
     planes = image.replace("f32", "i8")
     low, high = np.sort(rng.choice(np.arange(-128, 128), 2, replace=False))
     given = {"scale": rng.uniform(0.01, 0.1), "zero": rng.integers(-128, 128), "low": low, "high": high}
-    text = f"""{MAPS}
-func.func @main(%x: {image}) -> {y} {{
-{constants({name: np.asarray(value, np.float32) for name, value in given.items()})}
-%e = tensor.empty() : {planes}
+    text = f"""{constants({name: np.asarray(value, np.float32) for name, value in given.items()})}
+%planes = tensor.empty() : {planes}
 %q = linalg.generic {{indexing_maps = [#id, #s, #s, #s, #s, #id], {LOOPS}}}
-  ins(%x, %scale, %zero, %low, %high : {image}{", tensor<f32>" * 4}) outs(%e : {planes}) {{
-^bb0(%v: f32, %s: f32, %z: f32, %l: f32, %u: f32, %old: i8):
-  %t0 = arith.divf %v, %s : f32
+  ins(%image, %scale, %zero, %low, %high : {image}{", tensor<f32>" * 4}) outs(%planes : {planes}) {{
+^bb0(%v: f32, %step: f32, %z: f32, %l: f32, %u: f32, %old: i8):
+  %t0 = arith.divf %v, %step : f32
   %t1 = math.roundeven %t0 : f32
   %t2 = arith.addf %t1, %z : f32
   %t3 = arith.maxnumf %t2, %l : f32
@@ -135,12 +146,49 @@ func.func @main(%x: {image}) -> {y} {{
   %t5 = arith.fptosi %t4 : f32 to i8
   linalg.yield %t5 : i8
 }} -> {planes}
-%o = tensor.empty() : {y}
-%t = linalg.transpose ins(%q : {planes}) outs(%o : {y}) permutation = [0, 2, 3, 1]
-return %t : {y}
-}}"""
-    x = rng.normal(0, 3, (n, c, h, w)).astype(np.float32)
-    x.reshape(-1)[: min(3, x.size)] = [np.inf, -np.inf, 1e30][: min(3, x.size)]
-    steps = np.rint(x / np.float32(given["scale"])) + np.float32(given["zero"])
-    expected = np.clip(steps, low, high).astype(np.int8).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(run(text, variant, x), expected)
+%turned = tensor.empty() : {x}
+%x = linalg.transpose ins(%q : {planes}) outs(%turned : {x}) permutation = [0, 2, 3, 1]"""
+    real = rng.normal(0, 3, (n, c, h, w)).astype(np.float32)
+    real.reshape(-1)[: min(3, real.size)] = [np.inf, -np.inf, 1e30][: min(3, real.size)]
+    steps = np.rint(real / np.float32(given["scale"])) + np.float32(given["zero"])
+    return text, real, np.clip(steps, low, high).astype(np.int8).transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("variant", RUNNABLE)
+@given(seed=SEEDS, c=st.sampled_from([1, 3, 4, 5, 9, 15, 16, 21]), size=SIZES, n=IMAGES)
+@settings(FEW, max_examples=4)
+def test_the_quantized_image_equals_numpy(variant: str, seed: int, c: int, size: tuple[int, int], n: int) -> None:
+    quantization, real, x = _quantization(np.random.default_rng(seed), n, c, *size)
+    image, y = f"tensor<{n}x{c}x{size[0]}x{size[1]}xf32>", f"tensor<{n}x{size[0]}x{size[1]}x{c}xi8>"
+    text = f"{MAPS}func.func @main(%image: {image}) -> {y} {{\n{quantization}\nreturn %x : {y}\n}}"
+    np.testing.assert_array_equal(run(text, variant, real), x)
+
+
+def _first_layer(variant: str, case: Case) -> None:
+    """A convolution of the quantized image, whose few channels lie in memory without gaps."""
+    quantization, real, x = _quantization(np.random.default_rng(case.seed), case.n, case.c, case.h, case.w)
+    given = numbers(case, "multiplier")
+    head = f"(%x: tensor<{case.n}x{case.h}x{case.w}x{case.c}xi8>)"
+    image = f"(%image: tensor<{case.n}x{case.c}x{case.h}x{case.w}xf32>)"
+    before, after = module(case, "multiplier", given).split(head)
+    result, body = after.split("{", 1)
+    text = f"{before}{image}{result}{{\n{quantization}\n{body}"
+    np.testing.assert_array_equal(run(text, variant, real), expected(case, "multiplier", given, None, x))
+
+
+FEW_CHANNELS = cases("conv").flatmap(lambda case: st.sampled_from([replace(case, c=c) for c in (1, 2, 3, 4)]))
+
+
+@pytest.mark.parametrize("variant", RUNNABLE)
+@given(case=FEW_CHANNELS)
+@settings(FEW, max_examples=4)
+def test_the_first_layer_equals_numpy(variant: str, case: Case) -> None:
+    _first_layer(variant, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", RUNNABLE)
+@given(case=FEW_CHANNELS)
+@MANY
+def test_many_first_layers_equal_numpy(variant: str, case: Case) -> None:
+    _first_layer(variant, case)

@@ -69,9 +69,24 @@ class Conv:
         return -(-reach(self.x.c, self.y.c, self.groups, self.starts, self.isa.lanes) // self.group)
 
     @property
+    def merged(self) -> bool:
+        """Whether the taps of one row of the window and their channels are one run of memory."""
+        return self.window.dilations[1] == 1 and self.x.stride <= self.quads * self.group
+
+    @property
+    def tap(self) -> int:
+        """Numbers from one tap's first channel to the next one's, as the kernel reads a row of the window."""
+        return self.x.stride if self.merged else self.quads * self.group
+
+    @property
+    def row_steps(self) -> int:
+        """Groups of input channels in one row of the window; taps of few packed channels share some."""
+        return -(-self.window.kernel[1] * self.tap // self.group)
+
+    @property
     def steps(self) -> int:
         """Groups of input channels over the whole window."""
-        return math.prod(self.window.kernel) * self.quads
+        return self.window.kernel[0] * self.row_steps
 
     @property
     def unit(self) -> int:
@@ -100,16 +115,18 @@ class Conv:
         """Weights [kh, kw, ci of a group, co] in the order in which the kernel reads them."""
         kh, kw, ci, co = weight.shape
         lanes, group, own = self.isa.lanes, self.group, co // self.groups
-        blocks = np.zeros((len(self.starts), self.tile.blocks, kh, kw, self.quads * group, lanes), weight.dtype)
+        blocks = np.zeros((len(self.starts), self.tile.blocks, kh, self.row_steps * group, lanes), weight.dtype)
         for t, tile in enumerate(self.starts):
             source = min(tile[0] // own * ci, self.last_source)
             for n, start in enumerate(tile):
                 end = min(start + lanes, co)
                 for part in range(start // own, -(-end // own)):
-                    low, high, row = max(start, part * own), min(end, (part + 1) * own), part * ci - source
-                    blocks[t, n, :, :, row : row + ci, low - start : high - start] = weight[..., low:high]
-        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, kw, self.quads, group, lanes)
-        return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 6, 5)).reshape(-1)
+                    low, high, first = max(start, part * own), min(end, (part + 1) * own), part * ci - source
+                    for tap in range(kw):
+                        row = tap * self.tap + first
+                        blocks[t, n, :, row : row + ci, low - start : high - start] = weight[:, tap, :, low:high]
+        split = blocks.reshape(len(self.starts), self.tile.blocks, kh, self.row_steps, group, lanes)
+        return np.ascontiguousarray(split.transpose(0, 2, 3, 1, 5, 4)).reshape(-1)
 
     def pack_channels(self, values: np.ndarray) -> np.ndarray:
         """Numbers a channel in the order of the blocks."""
@@ -210,7 +227,6 @@ class _Emitter:
     def _accumulate(self, row: str, column: str, channel_tile: str, biases: list[str]) -> list[str]:
         k, conv = self.k, self.conv
         x, window, group = conv.x, conv.window, conv.group
-        groups = conv.quads
         kh, kw = window.kernel
         start = k.add(
             k.mul(row, window.strides[0] * x.pitch),
@@ -221,12 +237,11 @@ class _Emitter:
         )
         weight = k.mul(channel_tile, conv.steps * self._step_size)
         values, kind = [biases[n] for _, _, n in self.accs], f"vector<{self.lanes}x{conv.form.accumulator}>"
-        # Taps of one row and their channels are one run of memory where nothing lies between.
-        merged = window.dilations[1] == 1 and x.stride == groups * group
-        loops = [(kh, window.dilations[0] * x.pitch, kw * groups)]
-        loops += (
-            [(kw * groups, group, 1)] if merged else [(kw, window.dilations[1] * x.stride, groups), (groups, group, 1)]
-        )
+        loops = [(kh, window.dilations[0] * x.pitch, conv.row_steps)]
+        if conv.merged:
+            loops.append((conv.row_steps, group, 1))
+        else:
+            loops += [(kw, window.dilations[1] * x.stride, conv.quads), (conv.quads, group, 1)]
         loops = [each for each in loops if each[0] > 1] or [(1, group, 1)]
         return self._nest(loops, start, weight, values, kind)
 

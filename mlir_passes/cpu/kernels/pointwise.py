@@ -56,12 +56,19 @@ class _QuantizeEmitter:
             pixel = k.add(k.mul(row, y.w), column, image)
             at = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), result, y.at())
             if y.packed:
-                packed = k.op(f"vector.bitcast {self._word(pixel, 0)} : {self.whole} to vector<{self.lanes * 4}xi8>")
-                k.store(packed, 2, at, f"vector<{self.lanes * 4}xi8>")
+                self._packed(pixel, at)
             else:
                 for (start,) in channel_tiles(y.c, 16, 1):
                     self._sixteen(pixel, at, start)
         return k.text()
+
+    def _packed(self, pixel: str, at: str) -> None:
+        """All channels of a vector of pixels."""
+        k, c, words = self.k, self.y.c, f"vector<{self.lanes * 4}xi8>"
+        packed = k.op(f"vector.bitcast {self._word(pixel, 0)} : {self.whole} to {words}")
+        order = [4 * p + channel for p in range(self.lanes) for channel in range(c)]
+        packed = k.op(f"vector.shuffle {packed}, {packed} {order} : {words}, {words}")
+        k.store(packed, 2, at, f"vector<{self.lanes * c}xi8>")
 
     def _sixteen(self, pixel: str, at: str, start: int) -> None:
         """Sixteen channels of a vector of pixels; those that do not exist become 0."""

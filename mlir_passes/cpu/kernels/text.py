@@ -16,9 +16,9 @@ class Layout:
     """A batch in memory, channels innermost: u8 with a border of its zero point around each image, or f32 without one.
 
     h, w, c: an image. images: their number. top, left, bottom, right: rows and columns of the border. packed: few
-    channels follow each other closely, so that nothing may read or write a whole vector of them. floating: f32, which
-    leaves no gaps at all; the numbers below then count elements instead of bytes. pixel: bytes from pixel to pixel, if
-    not the least possible; first: where in a pixel the channels begin. Both are for slices of the channels.
+    channels follow each other without gaps, so that nothing may read or write a whole vector of them. floating: f32,
+    which leaves no gaps at all; the numbers below then count elements instead of bytes. pixel: bytes from pixel to
+    pixel, if not the least possible; first: where in a pixel the channels begin. Both are for slices of the channels.
     """
 
     h: int
@@ -36,10 +36,10 @@ class Layout:
 
     @property
     def stride(self) -> int:
-        """Bytes from pixel to pixel: whole groups of four channels, and unless packed at least one narrow vector."""
-        if self.pixel or self.floating:
+        """Bytes from pixel to pixel: unless packed, whole groups of four channels and at least one narrow vector."""
+        if self.pixel or self.floating or self.packed:
             return self.pixel or self.c
-        return max(0 if self.packed else 16, -(-self.c // 4) * 4)
+        return max(16, -(-self.c // 4) * 4)
 
     @property
     def rows(self) -> int:
