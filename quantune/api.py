@@ -27,10 +27,11 @@ from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.strategies import check as check_strategy
 from quantune.search.transfer import PastStudy, shipped, usable
 from quantune.search.tuner import tune
-from quantune.space import PARAMETERS, distributions, programs
+from quantune.space import PARAMETERS, distributions
 from quantune.versions import versions
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Progress:
     on_calibration: Callable[[int, int], None] = lambda done, total: None
     on_event: Callable[[TuningEvent], None] = lambda event: None
     on_training: Callable[[float, str], None] = lambda done, text: None
+    on_screening: Callable[[int, int], None] = lambda done, total: None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def compile(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration
     )
     with Evaluator(builder, eval_split, threads=threads) as evaluator:
-        builder.prepare(FLOATS, calibration=True)
+        builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         _ = evaluator.images
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
@@ -163,7 +165,9 @@ def compile(
         bits = wanted.candidates(builder, base)
         # Layers that stay f32 would break a budget.
         precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
-        builder.prepare(programs(bits[0], precisions)[:max_trials])
+        first = [replace(base, bits=each) for each in bits]
+        builder.prepare(first[:1])
+        builder.prepare(proxies.programs(first, precisions, max_trials, STARTUPS_WITH_PRIOR))
         progress.on_stage("searching")
         tuning = tune(
             evaluator,
@@ -175,7 +179,7 @@ def compile(
             max_trials=max_trials,
             time_budget_s=time_budget_s,
             baselines=FLOATS,
-            first=[replace(base, bits=each) for each in bits],
+            first=first,
             space=distributions(bits, precisions),
             features=proxies.features,
             prior=proxies.prior,

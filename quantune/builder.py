@@ -44,13 +44,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """One configuration, compiled.
+    """One configuration, compiled, and all others that compute the same.
 
     numbers: parameters to load beside the program, None when they are inside. number_bytes: what they take in an
     artifact, where weights of fewer than eight bits are packed.
     """
 
-    config: QuantConfig
     program: CompiledModule
     numbers: dict[str, np.ndarray] | None
     pipeline: str
@@ -101,9 +100,10 @@ class Builder:
         self._plans: dict[QuantConfig, QuantizationPlan] = {}
         self._ranges: dict[int, Ranges] = {}
         self._weights: KnownWeights = {}
-        self._built: dict[QuantConfig, Built] = {}
+        self._built: dict[str, Built] = {}  # by identity
         self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
         self._compiling: dict[str, threading.Lock] = {}
+        self._building: dict[str, threading.Lock] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
             raise UsageError(
                 f"{calib.source.name} has images of shape {calib.source.shape}, "
@@ -180,22 +180,19 @@ class Builder:
     # Building
 
     def prepare(self, configs: Iterable[QuantConfig] = (), *, calibration: bool = False) -> None:
-        """Compile in the background, one program after the other, what will be asked for: a failure is told there.
+        """Build in the background, one after the other, what will be asked for: a failure is told there.
 
         calibration: the program that calibrates, before the configurations.
         """
         if calibration and self.calib is not None:
             self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
         for config in configs:
-            self._ahead.submit(_quietly, self._program, config)
+            self._ahead.submit(_quietly, self.build, config)
 
     def close(self) -> None:
         """Forget what `prepare` has not begun, and wait for what it has."""
         self._ahead.shutdown(cancel_futures=True)
         self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
-
-    def _program(self, config: QuantConfig) -> CompiledModule:
-        return self._compile(self.lower(config, outline=not config.is_float).module, self.target)
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
         """The scales and zero points of a configuration; None for a float one."""
@@ -207,6 +204,13 @@ class Builder:
             statistics = self.statistics.at(config.calib)
             self._plans[config] = make_plan(self.model.network, statistics, config, ranges, self._weights)
         return self._plans[config]
+
+    def identity(self, config: QuantConfig) -> str:
+        """A hash that is equal for configurations of one program and one set of numbers; nothing is built for it."""
+        if config not in self._identities:
+            plan = self.plan(config)
+            self._identities[config] = content_key(config.precision, "" if plan is None else plan.digest())
+        return self._identities[config]
 
     def lower(self, config: QuantConfig, *, until: str = "vmfb", outline: bool = False) -> Lowered:
         """Run the passes up to a stage (linalg, qdq, integer, vmfb)."""
@@ -223,25 +227,27 @@ class Builder:
 
     def build(self, config: QuantConfig) -> Built:
         """Program and numbers of a configuration, as a search evaluates it."""
-        if config not in self._built:
-            start = time.monotonic()
-            self.plan(config)
-            planned = time.monotonic()
-            lowered = self.lower(config, outline=not config.is_float)
-            passed = time.monotonic()
-            program = self._compile(lowered.module, self.target)
-            seconds = {
-                "plan": planned - start, "passes": passed - planned,
-                "compile": 0.0 if program.cached else program.seconds,
-            }  # fmt: skip
-            self._built[config] = Built(
-                config, program, lowered.parameters, lowered.pipeline, lowered.parameter_bytes, seconds
-            )
-        return self._built[config]
+        start = time.monotonic()
+        key = self.identity(config)
+        with self._building.setdefault(key, threading.Lock()):  # it may be at work in the background
+            if key not in self._built:
+                self._built[key] = self._build(config, start)
+            return self._built[key]
+
+    def _build(self, config: QuantConfig, start: float) -> Built:
+        planned = time.monotonic()
+        lowered = self.lower(config, outline=not config.is_float)
+        passed = time.monotonic()
+        program = self._compile(lowered.module, self.target)
+        seconds = {
+            "plan": planned - start, "passes": passed - planned,
+            "compile": 0.0 if program.cached else program.seconds,
+        }  # fmt: skip
+        return Built(program, lowered.parameters, lowered.pipeline, lowered.parameter_bytes, seconds)
 
     def forget(self, config: QuantConfig) -> None:
         """Drop a configuration's numbers from memory; building it again is cheap."""
-        self._built.pop(config, None)
+        self._built.pop(self.identity(config), None)
         self._plans.pop(config, None)
 
     def artifact(self, config: QuantConfig) -> Artifact:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from quantune.compiler.cache import content_key, trim
 from quantune.compiler.iree import paused
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
-from quantune.data.splits import Materialized, Split, materialize
+from quantune.data.splits import Materialized, Split, batches, materialize
 from quantune.errors import RunFailed, UsageError
 from quantune.runtime.devices import open_device, processors
 from quantune.runtime.evaluate import Worker
@@ -74,7 +75,8 @@ class Evaluator:
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
         self._floor: Floor | None = None
-        self._scores: dict[str, Score] = {}
+        self._scores: dict[str, Score] = {}  # of a program with its numbers
+        self._measured: dict[str, tuple[str, Score]] = {}  # by the builder's identity: the program, and the score
         self._programs: dict[QuantConfig, str] = {}
         self._files: dict[str, tuple[Path, Path | None]] = {}  # of a program: itself, and some set of its numbers
         self._latency: dict[str, float] = {}
@@ -124,20 +126,25 @@ class Evaluator:
         _ = self.images  # wrong labels are told before anything is compiled
         for worker in (*self._workers, self._timer):
             worker.start()
-        built = self.builder.build(config)
-        known = self._scores.get(built.key)
-        if known is None or (self._floor is None and known.images < len(self._labels)):
-            known = self._scores[built.key] = self._measure(built)
-        self._programs[config] = built.program.sha256
-        self.builder.forget(config)
-        return known
+        identity = self.builder.identity(config)
+        known = self._measured.get(identity)
+        if known is None or not self._suffices(known[1]):
+            built = self.builder.build(config)
+            score = self._scores.get(built.key)  # numbers may agree where plans do not
+            if score is None or not self._suffices(score):
+                score = self._scores[built.key] = self._measure(built)
+            known = self._measured[identity] = built.program.sha256, score
+            self.builder.forget(config)
+        self._programs[config] = known[0]
+        return known[1]
+
+    def _suffices(self, score: Score) -> bool:
+        """Whether a trial need not be measured again: one that stopped early stands only while others may stop."""
+        return self._floor is not None or score.images == len(self._labels)
 
     def _measure(self, built: Built) -> Score:
         start = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            numbers = None if built.numbers is None else Path(folder) / "numbers.npz"
-            if numbers is not None:
-                np.savez(numbers, **(built.numbers or {}))  # type: ignore[arg-type]
+        with self._numbers(built) as numbers:
             right, seconds = self._answers(built, numbers)
         sha, paused_at = built.program.sha256, time.monotonic()
         if sha not in self._latency:
@@ -166,7 +173,7 @@ class Evaluator:
             return unpack_correct(known.decode(), total), 0.0
         start, right = time.monotonic(), np.zeros(0, bool)
         for end in (*(looks(total) if self._floor is not None else ()), total):
-            logits = self._run(self._workers, built.program.path, numbers, len(right), end)
+            logits = self._run(self._workers, built.program.path, numbers, self.images, len(right), end)
             right = np.concatenate([right, self._right(logits, len(right))])
             if end < total and self._floor is not None and self._floor.stops(right):
                 return right, time.monotonic() - start
@@ -187,12 +194,35 @@ class Evaluator:
 
     def verify(self, path: Path) -> float:
         """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""
+        _ = self.images  # the labels are known from then on
         workers = self._new_workers()
         try:
-            return float(self._right(self._run(workers, path, None, 0, len(self._labels)), 0).mean())
+            return float(self._right(self._run(workers, path, None, self.images, 0, len(self._labels)), 0).mean())
         finally:
             for worker in workers:
                 worker.close()
+
+    @contextlib.contextmanager
+    def _numbers(self, built: Built) -> Iterator[Path | None]:
+        """The numbers of a configuration as a file, while it is needed."""
+        if built.numbers is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            path = Path(folder) / "numbers.npz"
+            np.savez(path, **built.numbers)  # type: ignore[arg-type]
+            yield path
+
+    def answers(self, config: QuantConfig, images: Split) -> NDArray[np.floating]:
+        """What a configuration's program gives for other images than those it is judged by, f[n, classes]."""
+        path = Path(self._folder.name) / f"{images.fingerprint[:32]}.npy"
+        if not path.is_file():
+            np.save(path, np.concatenate(list(batches(images, len(images)))))
+        built = self.builder.build(config)
+        with self._numbers(built) as numbers:
+            logits = self._run(self._workers, built.program.path, numbers, path, 0, len(images))
+        self.builder.forget(config)
+        return _finite(logits)
 
     def _keep(self, built: Built) -> tuple[Path, Path | None]:
         """A program and its numbers as files that outlive the trial."""
@@ -215,10 +245,9 @@ class Evaluator:
         return [Worker(device=target.device(), timeout_s=self._timeout_s) for _ in range(count)]
 
     def _run(
-        self, workers: Sequence[Worker], program: Path, numbers: Path | None, first: int, end: int
+        self, workers: Sequence[Worker], program: Path, numbers: Path | None, images: Path, first: int, end: int
     ) -> NDArray[np.floating]:
-        """The program's results on images [first, end), shared out among the workers."""
-        images = self.images
+        """The program's results on images [first, end) of a file, shared out among the workers."""
         borders = np.linspace(first, end, len(workers) + 1).astype(int)
         parts = [(worker, int(a), int(b)) for worker, a, b in zip(workers, borders, borders[1:], strict=False) if a < b]
 
@@ -235,6 +264,10 @@ class Evaluator:
                 raise
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
-        if not np.isfinite(logits).all():
-            raise RunFailed("the artifact's output is not finite")
-        return logits.argmax(axis=1) == self._labels[first : first + len(logits)]
+        return _finite(logits).argmax(axis=1) == self._labels[first : first + len(logits)]
+
+
+def _finite(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    if not np.isfinite(logits).all():
+        raise RunFailed("the artifact's output is not finite")
+    return logits

@@ -10,6 +10,7 @@ the group's range is that of all tensors that enter it.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,16 @@ class QuantizationPlan:
     def is_narrow(self) -> bool:
         """Whether some weights have fewer than eight bits, so that an artifact stores them packed."""
         return any(bits_of(params) < 8 for params in self.weights.values())
+
+    def digest(self) -> str:
+        """A hash of all numbers: plans of one network with equal digests quantize alike."""
+        digest = hashlib.sha256()
+        for part in (self.activations, self.weights):
+            for name, params in sorted(part.items()):
+                digest.update(f"{name} {params.qmin} {params.qmax} {params.axis} {params.scale.shape} ".encode())
+                digest.update(params.scale.tobytes() + params.zero_point.tobytes())
+            digest.update(b";")
+        return digest.hexdigest()
 
     def to_json(self) -> str:
         """The form that ``quantune-annotate`` reads."""

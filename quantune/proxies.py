@@ -15,7 +15,8 @@ configuration calibrates with, so that a range seen on one image is judged by al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,21 @@ class Proxies:
     def best(self) -> QuantConfig:
         """The configuration of level 1, integers throughout, that is predicted to have the least noise."""
         return max((c for c in space.LEVEL1 if c.precision == "int8"), key=lambda c: self._predict(c)[0])
+
+    def programs(
+        self, first: Sequence[QuantConfig], precisions: Sequence[str], trials: int | None, by_prior: int
+    ) -> list[QuantConfig]:
+        """A configuration of each program that a search may need, in the order of need.
+
+        The search measures ``first`` and goes on by the prior for ``by_prior`` trials; if it ends then, that is all it
+        needs. All other configurations of level 1 with these precisions differ from these in numbers only.
+        """
+        known = [replace(c, bits=first[0].bits) for c in space.LEVEL1 if c.precision in precisions]
+        order = [*first, *sorted(known, key=lambda c: -self._predict(c)[0])]
+        needed: dict[tuple[bool, str], QuantConfig] = {}
+        for config in order if trials is None or trials > by_prior else order[:trials]:
+            needed.setdefault((config.scheme == "symmetric_power2", config.precision), config)
+        return list(needed.values())
 
     def _predict(self, config: QuantConfig) -> tuple[float, ...]:
         if config not in self._known:

@@ -41,15 +41,6 @@ def distributions(
     return space
 
 
-def programs(bits: BitWidths = UNIFORM_8, precisions: Sequence[str] = PARAMETERS["precision"]) -> list[QuantConfig]:
-    """A configuration of each program of level 1: all others differ from one of these in numbers only."""
-    return [
-        QuantConfig(scheme=scheme, precision=precision, bits=bits)
-        for scheme in ("asymmetric", "symmetric_power2")
-        for precision in precisions
-    ]
-
-
 def from_params(params: Mapping[str, Any]) -> QuantConfig:
     """The configuration of a trial's parameters."""
     values = dict(params)

@@ -16,6 +16,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,33 +79,34 @@ def tune(
     on_event: Callable[[TuningEvent], None] | None = None,
     space: Mapping[str, BaseDistribution] | None = None,
     to_config: Callable[[Mapping[str, Any]], QuantConfig] = level1.from_params,
+    identity: Callable[[QuantConfig], str] = str,
     storage: str | None = None,
 ) -> TuningResult:
     """Search `space` for the best configuration under `objective`; the study lives in `folder` and is continued.
 
     evaluate: measures one configuration; any exception but UsageError and EnvironmentFailure fails that trial only.
     fingerprint: what must not change between sessions (model, data, target, flags). baselines: measured before the
-    search, f32 among them. first: measured before the sampler is asked. past: studies of other models, which guide the
-    search for accuracy. retime: re-measures the finalists' latencies (ms) side by side. set_floor: hears before each
-    trial what it has to reach; a score of fewer images than f32 has was stopped early: the sampler learns from it, and
-    it is never the answer. storage: an Optuna storage URL instead of the folder's own file; then several machines may
-    search together. A KeyboardInterrupt ends the search and is returned as ``interrupted=True``. Raises UsageError when
-    the folder belongs to another search, is in use, or holds a damaged study; QuantuneError when f32 cannot be
-    measured.
+    search, f32 among them; in a search for accuracy the others after it, and only if nothing quantized keeps the bound.
+    first: measured before the sampler is asked. past: studies of other models, which guide the search for accuracy.
+    retime: re-measures the finalists' latencies (ms) side by side. set_floor: hears before each trial what it has to
+    reach; a score of fewer images than f32 has was stopped early: the sampler learns from it, and it is never the
+    answer. storage: an Optuna storage URL instead of the folder's own file; then several machines may search together.
+    identity: equal for configurations that compute the same, of which one is measured. A KeyboardInterrupt ends the
+    search and is returned as ``interrupted=True``. Raises UsageError when the folder belongs to another search, is in
+    use, or holds a damaged study; QuantuneError when f32 cannot be measured.
     """
     objective = objective or Objective()
     space = dict(level1.distributions() if space is None else space)
     strategy = Strategy(sampler, space, seed=seed, features=features, prior=prior, past=past)
-    identity = {
+    belongs_to = {
         **(fingerprint or {}),
         "objective": f"{objective.metric}, largest drop {objective.max_drop}",
         "space": describe_space(space),
         "format": FORMAT,
     }
-    with Store(Path(folder), identity, objective.direction, url=storage) as store:
-        loop = _Loop(
-            store, evaluate, objective, strategy, to_config, Budget(max_trials, time_budget_s), on_event, set_floor
-        )
+    with Store(Path(folder), belongs_to, objective.direction, url=storage) as store:
+        budget = Budget(max_trials, time_budget_s)
+        loop = _Loop(store, evaluate, objective, strategy, to_config, identity, budget, on_event, set_floor)
         try:
             return loop.run(list(baselines), list(first), retime, finalists)
         except DamagedTrial as error:
@@ -125,11 +127,12 @@ class _Loop:
         objective: Objective,
         strategy: Strategy,
         to_config: Callable[[Mapping[str, Any]], QuantConfig],
+        identity: Callable[[QuantConfig], str],
         budget: Budget,
         on_event: Callable[[TuningEvent], None] | None,
         set_floor: Callable[[Floor | None], None] | None = None,
     ) -> None:
-        self._set_floor = set_floor
+        self._set_floor, self._identity = set_floor, identity
         self._store, self._evaluate, self._objective = store, evaluate, objective
         self._strategy, self._to_config, self._budget = strategy, to_config, budget
         self._on_event = on_event
@@ -146,10 +149,15 @@ class _Loop:
         interrupted = False
         try:
             self._resume()
-            for config in baselines:
+            # Where `choose` takes a float artifact only if nothing quantized keeps the bound, f32 will do until then.
+            later = [c for c in baselines if c.precision != "f32" and self._objective.metric == "accuracy"]
+            for config in (c for c in baselines if c not in later):
                 self._measure_baseline(config)
             self._enqueue_first(first)
             stopped = self._search()
+            best, _ = choose(self._trials, self._baselines, self._objective)
+            if best is None or best.config.is_float:
+                self._measure_late(later)
             if retime is not None:
                 self._retime(retime, finalists)
         except KeyboardInterrupt:
@@ -165,7 +173,7 @@ class _Loop:
             stopped=stopped,
             interrupted=interrupted,
             elapsed_s=self._elapsed(),
-            space_size=None if self._points is None else len(self._points),
+            space_size=None if self._points is None else self._size,
             folder=self._store.folder,
         )
 
@@ -204,6 +212,12 @@ class _Loop:
         if known.score is None:
             raise TrialFailed(f"the f32 artifact cannot be measured, there is nothing to compare with: {known.reason}")
         self._baseline = known.score
+
+    def _measure_late(self, baselines: list[QuantConfig]) -> None:
+        if baselines and self._set_floor is not None:
+            self._set_floor(None)  # what may be the answer is measured in full
+        for config in baselines:
+            self._measure_baseline(config)
 
     def _measure(self, study: Study, trial: Trial, config: QuantConfig, *, is_baseline: bool = False) -> TuningTrial:
         """Evaluate one configuration and close its trial, whatever happens."""
@@ -254,7 +268,7 @@ class _Loop:
                 return "every configuration was measured"
             trial = self._strategy.ask(study, unvisited)
             config = self._to_config(trial.params)
-            known = next((t for t in self._trials if t.config == config), None)
+            known = next((t for t in self._trials if self._same(t.config, config)), None)
             self._strategy.seen(repeated=known is not None)
             if known is not None:
                 self._repeat(study, trial, known)
@@ -300,8 +314,11 @@ class _Loop:
     def _unvisited(self) -> list[Mapping[str, Any]] | None:
         if self._points is None:
             return None
-        seen = {t.config for t in self._trials} | self._pending()
-        return [params for config, params in self._points.items() if config not in seen]
+        seen = {self._identity(config) for config in (*(t.config for t in self._trials), *self._pending())}
+        return [params for config, params in self._points.items() if self._identity(config) not in seen]
+
+    def _same(self, one: QuantConfig, other: QuantConfig) -> bool:
+        return one == other or self._identity(one) == self._identity(other)
 
     def _waiting(self) -> bool:
         return bool(self._store.search.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
@@ -345,6 +362,11 @@ class _Loop:
 
     # Telling
 
+    @cached_property
+    def _size(self) -> int:
+        """How many configurations there are to measure, in a space that can be listed."""
+        return len({self._identity(config) for config in self._points or ()})
+
     def _elapsed(self) -> float:
         return sum(t.seconds for t in (*self._trials, *self._baselines.values()))
 
@@ -359,7 +381,7 @@ class _Loop:
         return min(limits, default=None)
 
     def _total(self) -> int | None:
-        limits = [n for n in (self._budget.max_trials, len(self._points) if self._points else None) if n is not None]
+        limits = [n for n in (self._budget.max_trials, self._size if self._points else None) if n is not None]
         return min(limits, default=None)
 
     def _emit(

@@ -198,12 +198,17 @@ def test_output_folders(tmp_path: Path) -> None:
         output_folder(tmp_path / "file" / "c")
 
 
-def test_what_is_prepared_is_compiled_before_it_is_asked_for(model: ImportedModel, tmp_path: Path) -> None:
+def test_what_is_prepared_is_built_before_it_is_asked_for(
+    model: ImportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     builder = Builder(model, HOST, calib=_split(), cache=ArtifactCache(tmp_path), sizes=(5,))
     f32 = QuantConfig(precision="f32")
     builder.prepare([f32], calibration=True)
     builder._ahead.submit(int).result()  # one after the other: those before it are done
-    assert builder.build(f32).program.cached
+    monkeypatch.setattr(builder_module, "compile_module", None)
+    built = builder.build(f32)
+    assert not built.program.cached
+    monkeypatch.undo()
     assert builder._compile_instrumented(builder_module.observed(model.network)).cached
     builder.close()
     builder.prepare([QuantConfig(calib=3)])  # there are no such statistics: told by whoever builds it

@@ -65,7 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> ArtifactCache:
 
 @pytest.fixture(scope="module")
 def evaluator(cache: ArtifactCache) -> Iterator[Evaluator]:
-    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3, 1000))
     with Evaluator(builder, _split(20, 2)) as made:
         yield made
 
@@ -95,8 +95,12 @@ def test_configurations_that_compute_the_same_are_measured_once(
     first = evaluator(INT8)
     monkeypatch.setattr(evaluator, "_run", None)
     assert evaluator(INT8) is first
-    # Symmetric weights, and no image beyond the range: another name for the same numbers.
-    assert evaluator.builder.build(INT8).key == evaluator.builder.build(QuantConfig(calib=3)).key
+    monkeypatch.setattr(evaluator.builder, "build", None)
+    # More images than there are: the same plan, and so the same score without building.
+    same = QuantConfig(calib=1000)
+    assert evaluator.builder.identity(same) == evaluator.builder.identity(INT8)
+    assert evaluator(same) is first
+    assert evaluator.builder.identity(QuantConfig(calib=3, precision="mixed")) != evaluator.builder.identity(INT8)
 
 
 def test_one_latency_serves_a_program(evaluator: Evaluator) -> None:
@@ -108,6 +112,12 @@ def test_one_latency_serves_a_program(evaluator: Evaluator) -> None:
 def test_artifacts_are_verified_by_another_process(evaluator: Evaluator, tmp_path: Path) -> None:
     path = evaluator.builder.artifact(INT8).save(tmp_path / "a.vmfb")
     assert evaluator.verify(path) == evaluator(INT8).accuracy
+
+
+def test_an_artifact_is_verified_though_nothing_was_measured_before(evaluator: Evaluator, tmp_path: Path) -> None:
+    path = evaluator.builder.artifact(INT8).save(tmp_path / "a.vmfb")
+    with Evaluator(evaluator.builder, _split(20, 2)) as fresh:
+        assert fresh.verify(path) == evaluator(INT8).accuracy
 
 
 def test_wrong_images_and_labels(cache: ArtifactCache) -> None:
@@ -170,6 +180,7 @@ def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: 
         assert evaluator(other) is stopped  # the floor only rises
         evaluator.set_floor(Floor(right, allowed=images))
         evaluator._scores.clear()
+        evaluator._measured.clear()
         assert evaluator(other).images == images
         evaluator.set_floor(None)
         assert evaluator(other).images == images

@@ -61,13 +61,34 @@ def test_finds_the_best_and_measures_each_point_once(tmp_path: Path) -> None:
     evaluate = Recorder()
     result = tune(evaluate, tmp_path, space=ONE_AXIS, baselines=(F32, F16), first=())
     assert result.stopped == "every configuration was measured"
-    assert len(evaluate.seen) == len(set(evaluate.seen)) == 6
+    assert len(evaluate.seen) == len(set(evaluate.seen)) == 5
     assert len(result.trials) == result.space_size == 4
     assert result.best is not None
     assert result.best.score == max((measure(c) for c in evaluate.seen if not c.is_float), key=lambda s: s.accuracy)
-    assert set(result.baselines) == {"f32", "f16"}
+    assert set(result.baselines) == {"f32"}  # f16 cannot be the answer
     assert not result.interrupted
     assert result.feasible
+
+
+def test_other_baselines_come_last_in_a_search_for_accuracy_and_only_when_they_can_win(tmp_path: Path) -> None:
+    def evaluate(config: QuantConfig) -> Score:
+        return measure(config) if config.is_float else Score(0.1, 1.0, 1, 1000)
+
+    floors: list[object] = []
+    for metric, place in (("accuracy", 5), ("latency", 1)):
+        seen: list[QuantConfig] = []
+
+        def heard(config: QuantConfig, seen: list[QuantConfig] = seen) -> Score:
+            seen.append(config)
+            return evaluate(config)
+
+        result = tune(
+            heard, tmp_path / metric, space=ONE_AXIS, objective=Objective(metric, 0.01), baselines=(F32, F16), first=(),
+            set_floor=floors.append,
+        )  # fmt: skip
+        assert set(result.baselines) == {"f32", "f16"}
+        assert seen.index(F16) == place
+        assert metric != "accuracy" or floors[-1] is None  # measured in full
 
 
 def test_same_command_again_measures_nothing(tmp_path: Path) -> None:
