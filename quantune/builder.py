@@ -98,6 +98,7 @@ class Builder:
         self._on_calibration = on_calibration
         self._statistics: Statistics | None = None
         self._plans: dict[QuantConfig, QuantizationPlan] = {}
+        self._identities: dict[QuantConfig, str] = {}
         self._ranges: dict[int, Ranges] = {}
         self._weights: KnownWeights = {}
         self._built: dict[str, Built] = {}  # by identity
