@@ -20,8 +20,9 @@ from quantune.data.sources import Items, open_source
 from quantune.data.splits import Split, open_splits
 from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
+from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
-from quantune.proxies import ARCHITECTURE, FEATURES, Proxies
+from quantune.proxies import Proxies
 from quantune.reporting import describe, write_reports
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
@@ -29,7 +30,6 @@ from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.strategies import check as check_strategy
-from quantune.search.transfer import PastStudy, shipped, usable
 from quantune.search.tuner import tune
 from quantune.space import PARAMETERS, distributions
 from quantune.versions import versions
@@ -168,6 +168,10 @@ def compile(
         first = [replace(base, bits=each) for each in bits]
         builder.prepare(first[:1])
         builder.prepare(proxies.programs(first, precisions, max_trials, STARTUPS_WITH_PRIOR))
+        searched = distributions(bits, precisions)
+        screen = sampler == "xgboost" and (max_trials is None or max_trials > len(first))
+        hooks = progress.on_stage, progress.on_screening
+        known = guide(evaluator, proxies, searched, *hooks, screen=screen, transfer=transfer)
         progress.on_stage("searching")
         tuning = tune(
             evaluator,
@@ -180,13 +184,14 @@ def compile(
             time_budget_s=time_budget_s,
             baselines=FLOATS,
             first=first,
-            space=distributions(bits, precisions),
-            features=proxies.features,
-            prior=proxies.prior,
-            past=_past(imported) if transfer else (),
+            space=searched,
+            features=known.features,
+            prior=known.prior,
+            past=known.past,
             retime=evaluator.retime,
             set_floor=evaluator.set_floor if early_stop else None,
             on_event=progress.on_event,
+            identity=builder.identity,
             storage=storage,
         )
         command = rebuild_command(model, calib, eval, device, options, chosen(tuning))
@@ -364,12 +369,6 @@ def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, st
         "target": f"{builder.target}, {threads} threads",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-
-
-def _past(imported: ImportedModel) -> tuple[PastStudy, ...]:
-    """What was measured on other models."""
-    names = (*FEATURES, *ARCHITECTURE)
-    return usable(shipped(), model=imported.name, fingerprint=imported.fingerprint, feature_names=names)
 
 
 def _splits(calib: DataLike, evaluation: DataLike) -> tuple[Split, Split]:

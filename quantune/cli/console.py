@@ -96,7 +96,9 @@ class SearchDisplay:
         self._search: TaskID | None = None
         self._training: tuple[TaskID, float, float] | None = None
         self._start = time.monotonic()
-        self.progress = api.Progress(self._on_stage, self._on_calibration, self._on_event, self._on_training)
+        self.progress = api.Progress(
+            self._on_stage, self._on_part, self._on_event, self._on_training, on_screening=self._on_part
+        )
 
     def finish(self) -> None:
         """Mark the last stage as done."""
@@ -108,7 +110,7 @@ class SearchDisplay:
         self.finish()
         self._stage = self._bar.add_task(text, total=1, note="") if text != "searching" else None
 
-    def _on_calibration(self, done: int, total: int) -> None:
+    def _on_part(self, done: int, total: int) -> None:
         if self._stage is not None:
             self._bar.update(self._stage, completed=done, total=total)
 

@@ -16,8 +16,8 @@ from quantune.search.features import Params, Space
 
 FORMAT = "quantune-transfer-2"
 SHIPPED = "studies.json"
-MERIT = "predicted_db"
-"""The feature that says before any measurement how good a configuration is: what a search takes for its prior."""
+MERITS = ("screened_db", "predicted_db")
+"""Features that say before any trial how good a configuration is, the best first: what a search takes for its prior."""
 RESOLUTION = 0.001
 """Drops of accuracy below this (a tenth of a point) are counted, larger ones are compared by their ratio."""
 
@@ -49,11 +49,17 @@ class PastStudy:
 
     @property
     def merits(self) -> tuple[float, ...]:
-        """The feature `MERIT` of each row; empty where it was not kept."""
-        if MERIT not in self.feature_names:
-            return ()
-        column = self.feature_names.index(MERIT)
-        return tuple(row[column] for row in self.features)
+        """The best of the features `MERITS` of each row; empty where none was kept."""
+        name = next((name for name in MERITS if name in self.feature_names), None)
+        return () if name is None else tuple(row[self.feature_names.index(name)] for row in self.features)
+
+    def with_features(self, names: Sequence[str]) -> PastStudy:
+        """The study with these features alone, in this order; with none where it lacks one."""
+        if not set(names) <= set(self.feature_names):
+            return replace(self, feature_names=(), features=())
+        columns = [self.feature_names.index(name) for name in names]
+        kept = tuple(tuple(row[i] for i in columns) for row in self.features)
+        return replace(self, feature_names=tuple(names), features=kept)
 
 
 def score(value: np.ndarray, reference: float) -> np.ndarray:
@@ -67,14 +73,13 @@ def score(value: np.ndarray, reference: float) -> np.ndarray:
 def usable(
     studies: Iterable[PastStudy], *, model: str, fingerprint: str = "", feature_names: Sequence[str] = ()
 ) -> tuple[PastStudy, ...]:
-    """The studies of other models; features of other names than the search's own are dropped.
+    """The studies of other models, with the features of the search alone.
 
     A study of the same model (by name or fingerprint) is left out: it may be of other images or another compiler, and
     it would make a search look better than it is for anybody else's model.
     """
     kept = [s for s in studies if s.model != model and not (fingerprint and s.fingerprint == fingerprint)]
-    names = tuple(feature_names)
-    return tuple(s if s.feature_names == names else replace(s, feature_names=(), features=()) for s in kept)
+    return tuple(study.with_features(feature_names) for study in kept)
 
 
 def rows_in(study: PastStudy, space: Space) -> list[int]:

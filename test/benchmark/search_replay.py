@@ -3,10 +3,11 @@
   python test/benchmark/search_replay.py TABLE … [--methods M,…] [--seeds 100] [--models NAME,…] [--json FILE]
 
 TABLE is a CSV with columns model, precision, calib_images, granularity, clipping, scheme, accuracy (in percent), or a
-JSON list of rows with model, calib, scheme, clip, granularity, precision, accuracy (a fraction) and maybe features,
-as test/benchmark/table.py writes it. A row of precision f32 is what the model reaches unquantized. Several files count
-as one table. Nothing is compiled or run: a trial looks its accuracy up. Every method sees of other models what it is
-made for, and never a row of the model it searches before that row was measured (leave one model out).
+JSON list of rows with model, calib, scheme, clip, granularity, precision, accuracy (a fraction) and maybe features and
+identity, as test/benchmark/table.py writes it: a configuration that computes the same as a measured one takes no trial.
+A row of precision f32 is what the model reaches unquantized. Several files count as one table. Nothing is compiled or
+run: a trial looks its accuracy up. Every method sees of other models what it is made for, and never a row of the model
+it searches before that row was measured (leave one model out).
 
 Intervals are of 95 %. ± beside a model: of the mean over seeds. In the last table, first over seeds with these models,
 then over models drawn again (a bootstrap). area: under the regret curve, in points of accuracy times trials.
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from search_replay_lib.figures import TARGETS, Replay, follow, geometric_mean, interval_over_seeds, summary
+from search_replay_lib.figures import TARGETS, Replay, distinct, follow, geometric_mean, interval_over_seeds, summary
 from search_replay_lib.methods import METHODS, Order, Task, applicable
 from search_replay_lib.tables import ModelTable, read_tables
 
@@ -35,7 +36,7 @@ HEADER = " ".join(f"{'within ' + format(100 * t, 'g') + ' pt':>14}" for t in TAR
 
 def replay(order: Order, table: ModelTable, seeds: Iterable[int]) -> Replay:
     """Run a method under each seed until it has found the best value of the table."""
-    runs = [follow(order(seed), table.accuracy) for seed in seeds]
+    runs = [follow(distinct(order(seed), table.identity), table.accuracy) for seed in seeds]
     return Replay(np.asarray([t for t, _ in runs]), np.stack([r for _, r in runs]))
 
 

@@ -2,9 +2,11 @@
 
   python test/benchmark/table.py [MODEL] [--calib DATA] [--eval DATA] [--target T] [--out TABLE.json]
 
-Each row of TABLE.json has model, fingerprint, the five options, accuracy (a fraction), latency_ms, size_bytes, and the
-predictions that a search makes before compiling (features, predicted_db); the rows of precision f32 and f16 are what to
-compare with. test/benchmark/search_replay replays searches on it; transfer_store.py puts it into the package.
+Each row of TABLE.json has model, fingerprint, the five options, accuracy (a fraction), latency_ms, size_bytes, identity
+(equal for configurations that compute the same), and what a search knows before a trial (features, predicted_db and
+screened_db, here of all configurations); the rows of precision f32 and f16 are what to compare with. Latencies are
+measured at the end, all programs side by side. test/benchmark/search_replay.py replays searches on it;
+transfer_store.py puts it into the package.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from quantune.config import QuantConfig
 from quantune.data.splits import open_splits
 from quantune.evaluator import Evaluator
 from quantune.proxies import Proxies
+from quantune.screening import Screening
 from quantune.space import LEVEL1, to_params
 
 
@@ -48,7 +51,6 @@ def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[
                 "fingerprint": builder.model.fingerprint,
                 **to_params(config),
                 "accuracy": score.accuracy,
-                "latency_ms": score.latency_ms,
                 "size_bytes": score.size_bytes,
                 "images": score.images,
                 "program": score.details["program"][:12],
@@ -56,13 +58,23 @@ def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[
             }
 
         floats = [row(QuantConfig(precision=p)) for p in ("f32", "f16")]
+        screening = Screening(evaluator, proxies.prior)
+        screening.run(screening.candidates(LEVEL1, len(LEVEL1)))
         rows = []
         for config in track(LEVEL1, description="measuring", console=Console(stderr=True)):
-            predicted = {
-                "features": proxies.features(to_params(config)),
-                "predicted_db": proxies.prior(to_params(config)),
+            params = to_params(config)
+            known = {
+                "identity": builder.identity(config)[:12],
+                "features": (*proxies.features(params), screening.merit(params)),
+                "predicted_db": proxies.prior(params),
+                "screened_db": screening.merit(params),
             }
-            rows.append({**row(config), **predicted})
+            rows.append({**row(config), **known})
+        # Side by side, so that a slow moment of the machine hits all alike; what shares a program shares its latency.
+        configs = [*(QuantConfig(precision=p) for p in ("f32", "f16")), *LEVEL1]
+        latencies = evaluator.retime(configs)
+        for config, measured in zip(configs, [*floats, *rows], strict=True):
+            measured["latency_ms"] = latencies[config]
     return rows, floats
 
 
@@ -70,17 +82,18 @@ def show(rows: list[dict], floats: list[dict]) -> None:
     """The table, best first, and its spread."""
     table = Table(show_edge=False)
     options = ("calib", "scheme", "clip", "granularity")
-    for heading in ("top-1 %", "against f32", "ms", "MB", "predicted dB", *options, "precision"):
+    for heading in ("top-1 %", "against f32", "ms", "MB", "predicted dB", "screened dB", *options, "precision"):
         table.add_column(heading)
     base = floats[0]["accuracy"]
     for row in [*floats, *sorted(rows, key=lambda r: -r["accuracy"])]:
         shown = [str(row[k]) if row in rows else "" for k in options]
         table.add_row(
             f"{100 * row['accuracy']:.2f}", f"{100 * (row['accuracy'] - base):+.2f}", f"{row['latency_ms']:.3f}",
-            f"{row['size_bytes'] / 1e6:.2f}", f"{row['predicted_db']:.1f}" if row in rows else "",
+            f"{row['size_bytes'] / 1e6:.2f}",
+            *(f"{row[k]:.1f}" if row in rows else "" for k in ("predicted_db", "screened_db")),
             *shown, row["precision"],
         )  # fmt: skip
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     accuracies = sorted(100 * r["accuracy"] for r in rows)
     quartiles = statistics.quantiles(accuracies, n=4)
@@ -97,8 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="builtin:mobilenet_v2_shapes")
-    parser.add_argument("--calib", default="builtin:shapes?count=2000")
-    parser.add_argument("--eval", default="builtin:shapes?count=4000")
+    parser.add_argument("--calib", default="builtin:shapes?count=10000")
+    parser.add_argument("--eval", default="builtin:shapes?count=10000")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("table.json"))
     arguments = parser.parse_args(argv)

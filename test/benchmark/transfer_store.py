@@ -17,6 +17,7 @@ from typing import Any
 import quantune.search
 from quantune.errors import QuantuneError, UsageError
 from quantune.proxies import ARCHITECTURE, FEATURES
+from quantune.screening import SCREENED
 from quantune.search.transfer import SHIPPED, PastStudy, load_studies, save_studies
 from quantune.space import PARAMETERS
 
@@ -44,7 +45,7 @@ def _study(model: str, rows: list[dict[str, Any]], provenance: dict[str, str]) -
         model=model,
         rows=tuple(({name: r[name] for name in PARAMETERS}, float(r["accuracy"])) for r in quantized),
         reference=float(reference),
-        feature_names=(*FEATURES, *ARCHITECTURE),
+        feature_names=(*FEATURES, *ARCHITECTURE, SCREENED),
         features=tuple(tuple(map(float, r["features"])) for r in quantized),
         fingerprint=str(rows[0].get("fingerprint", "")),
         provenance={**provenance, "evaluation images": str(rows[0].get("images", "unknown"))},

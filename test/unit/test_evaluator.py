@@ -103,6 +103,16 @@ def test_configurations_that_compute_the_same_are_measured_once(
     assert evaluator.builder.identity(QuantConfig(calib=3, precision="mixed")) != evaluator.builder.identity(INT8)
 
 
+def test_answers_are_the_outputs_on_other_images(evaluator: Evaluator) -> None:
+    images, builder = _split(7, 5), evaluator.builder
+    plan, network = builder.plan(INT8), builder.model.network
+    assert plan is not None
+    given = images.source.images  # type: ignore[attr-defined]
+    expected = [simulate(network, plan.activations, plan.weights, x[None])[network.outputs[0]] for x in given]
+    np.testing.assert_array_equal(evaluator.answers(INT8, images), np.concatenate(expected))
+    assert evaluator.answers(F32, images).shape == (7, 2)
+
+
 def test_one_latency_serves_a_program(evaluator: Evaluator) -> None:
     other = QuantConfig(calib=3, scheme="symmetric")
     assert evaluator(other).latency_ms == evaluator(INT8).latency_ms

@@ -48,13 +48,15 @@ ALLOWED: dict[str, set[str]] = {
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
     ),
     "quantune.evaluator": names("numpy .builder .compiler .config .data .runtime .search"),
+    "quantune.screening": names("numpy scipy .compiler .config .data .evaluator .space .versions"),
+    "quantune.guidance": names("optuna .evaluator .proxies .screening .search .space"),
     "quantune.reporting": names(
         "numpy mlir_passes.network .builder .calibration .compiler .config .data .evaluator .model .numerics .plan"
         " .report .runtime .search .space .versions"
     ),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model .plan"
-        " .proxies .reporting .runtime .search .space .versions .zoo"
+        " .guidance .proxies .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
         "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search .versions"

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from quantune.search.cost_model import CostModelOptions
 from quantune.search.sampler import XGBoostSampler
-from quantune.search.transfer import MERIT, PastStudy
+from quantune.search.transfer import MERITS, PastStudy
 
 CHOICES = {"a": ("u", "v", "w"), "b": (1, 10, 100), "c": ("x", "y", "z"), "d": (False, True)}
 SPACE: dict[str, BaseDistribution] = {name: CategoricalDistribution(choices) for name, choices in CHOICES.items()}
@@ -208,7 +208,7 @@ def test_past_studies_of_other_parameters_change_nothing() -> None:
 def test_a_prior_is_followed_before_past_studies() -> None:
     """What is predicted for this model goes first; past studies guide from then on."""
     merit = {tuple(p.values()): float(i) for i, p in enumerate(POINTS)}
-    known = PastStudy("m", past_study("m", 0.3).rows, 0.75, (MERIT,), tuple((0.0,) for _ in POINTS))
+    known = PastStudy("m", past_study("m", 0.3).rows, 0.75, (MERITS[1],), tuple((0.0,) for _ in POINTS))
     options = {"prior": lambda p: merit[tuple(p.values())], "past": [known], "reference": 0.75}
     both = propose(sampler(0, n_startup_trials=None, **options), 12, value=accuracy)
     assert both[:8] == POINTS[::-1][:8]

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import optuna
 import pytest
 
 from quantune.errors import UsageError
-from quantune.proxies import ARCHITECTURE, FEATURES
+from quantune.proxies import ARCHITECTURE
 
 BENCHMARK = Path(__file__).parents[1] / "benchmark"
 sys.path.insert(0, str(BENCHMARK))
@@ -35,7 +36,7 @@ def _quiet() -> None:
 
 
 def _rows(model: str, best: str, *, features: bool = True) -> list[dict[str, Any]]:
-    """A table of eight points and the f32 row; the predicted noise tells the best."""
+    """A table of eight points and the f32 row; the predicted noise and the screening tell the best."""
     rows: list[dict[str, Any]] = [{"model": model, "precision": "f32", "accuracy": 0.65, "images": 100}]
     for calib in (1, 1000):
         for scheme in ("asymmetric", "symmetric"):
@@ -44,7 +45,7 @@ def _rows(model: str, best: str, *, features: bool = True) -> list[dict[str, Any
                 row |= {"granularity": "tensor", "precision": "int8"}
                 row["accuracy"] = 0.5 + 0.1 * (scheme == best) + 0.02 * (clip == "kl") + calib / 1e7
                 if features:
-                    row["features"] = [row["accuracy"], *[0.0] * (len(FEATURES) + len(ARCHITECTURE) - 1)]
+                    row["features"] = [row["accuracy"], *[0.0] * (len(tables.KNOWN) - 2), row["accuracy"]]
                 rows.append(row)
     return rows
 
@@ -67,6 +68,23 @@ def test_follow_counts_the_first_hit_of_each_target_and_the_regret() -> None:
     np.testing.assert_allclose(regret, [20.0, 0.4, 0.05, 0.0])
 
 
+def test_what_computes_the_same_takes_no_trial() -> None:
+    assert list(figures.distinct(iter([3, 1, 0, 2]), ["a", "b", "a", "b"])) == [3, 0]
+
+
+def test_screening_knows_the_best_predicted_and_puts_the_others_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "CONFIGURATIONS", 2)
+    table = _tasks(tmp_path)[0].table
+    features = table.features.copy()
+    features[:, 0] = [5, 4, 3, 2, 1, 0, -1, -2]
+    features[:, -1] = [7, 9, 99, 99, 99, 99, 99, 99]
+    identity = ("a", "a", "c", "d", "e", "f", "g", "h")
+    merits = methods._screened(replace(table, features=features, identity=identity))[:, -1]
+    assert merits.tolist() == [7, 9, 99, 6, 5, 4, 3, 2]  # the screened are a and c; the next is one dB below c
+
+
 def test_geometric_mean_and_its_intervals() -> None:
     sure = [figures.Replay(np.full((5, 3), n), np.zeros((5, 8))) for n in (2, 8)]
     found = figures.geometric_mean(sure, 0)
@@ -87,9 +105,7 @@ def test_every_method_measures_every_point_once_and_repeats_itself(name: str, tm
 def test_methods_do_not_see_what_they_search(tmp_path: Path) -> None:
     """The first point of every method is the same on a table whose own accuracies are turned around."""
     task = _tasks(tmp_path)[0]
-    turned = tables.ModelTable(
-        task.table.name, task.table.points, 1 - task.table.accuracy, 0.65, task.table.features, task.table.architecture
-    )
+    turned = replace(task.table, accuracy=1 - task.table.accuracy)
     for name, method in methods.METHODS.items():
         first = [next(method(methods.Task(t, task.others))(0)) for t in (task.table, turned)]
         assert first[0] == first[1], name

@@ -9,8 +9,9 @@ import pytest
 from quantune import space
 from quantune.errors import UsageError
 from quantune.proxies import ARCHITECTURE, FEATURES
+from quantune.screening import SCREENED
 from quantune.search.features import enumerate_space
-from quantune.search.transfer import MERIT, PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
+from quantune.search.transfer import MERITS, PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
 
 SPACE = space.distributions()
 POINTS = enumerate_space(SPACE) or []
@@ -39,7 +40,9 @@ def test_own_study_and_foreign_features_are_left_out() -> None:
     other = replace(STUDY, model="b", fingerprint="def")
     kept = usable([STUDY, same_weights, other], model="a", fingerprint="abc", feature_names=("x", "y"))
     assert kept == (other,)
-    assert usable([other], model="a", feature_names=("x",))[0].features == ()
+    column = usable([other], model="a", feature_names=("y",))[0]
+    assert column.features == tuple((row[1],) for row in other.features)
+    assert usable([other], model="a", feature_names=("x", "z"))[0].features == ()
     assert usable([replace(STUDY, fingerprint="")], model="b", fingerprint="")
 
 
@@ -67,9 +70,10 @@ def test_reader_refuses(tmp_path: Path, text: str) -> None:
 
 
 def test_merits_are_one_of_the_features_of_a_search() -> None:
-    assert FEATURES[0] == MERIT
+    assert (SCREENED, FEATURES[0]) == MERITS
     assert STUDY.merits == ()
-    assert replace(STUDY, feature_names=("x", MERIT)).merits == (-1.5,) * len(POINTS)
+    assert replace(STUDY, feature_names=("x", MERITS[1])).merits == (-1.5,) * len(POINTS)
+    assert replace(STUDY, feature_names=(MERITS[1], MERITS[0])).merits == (-1.5,) * len(POINTS)
 
 
 def test_features_need_a_row_each() -> None:
@@ -82,6 +86,6 @@ def test_shipped_studies_cover_the_space_with_the_features_of_a_search() -> None
     assert studies
     for study in studies:
         assert len(rows_in(study, SPACE)) == 96
-        assert study.feature_names == (*FEATURES, *ARCHITECTURE)
+        assert study.feature_names == (*FEATURES, *ARCHITECTURE, SCREENED)
         assert len(study.features) == 96
         assert study.provenance["note"]

@@ -30,6 +30,15 @@ class Replay:
         return self.regret.sum(axis=1)
 
 
+def distinct(order: Iterator[int], identity: Sequence[str]) -> Iterator[int]:
+    """The points of an order without those that compute the same as an earlier one: a search does not measure these."""
+    seen: set[str] = set()
+    for point in order:
+        if identity[point] not in seen:
+            seen.add(identity[point])
+            yield point
+
+
 def follow(order: Iterator[int], accuracy: np.ndarray) -> tuple[list[int], np.ndarray]:
     """Measure points until the best value: trials to each of TARGETS, and the regret (points) after every trial."""
     best, regret = float(accuracy.max()), np.zeros(len(accuracy))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,13 @@ from optuna.samplers import BaseSampler
 from scipy.stats import rankdata
 
 from quantune.errors import UsageError
-from quantune.search.features import key_of
+from quantune.screening import CONFIGURATIONS
+from quantune.search.features import FeatureHook, key_of
 from quantune.search.sampler import XGBoostSampler
+from quantune.search.transfer import MERITS, PastStudy
 from quantune.space import PARAMETERS
 from search_replay_lib.paper import PaperSearch
-from search_replay_lib.tables import ModelTable
+from search_replay_lib.tables import KNOWN, ModelTable
 
 Order = Callable[[int], Iterator[int]]
 """Seed to indices of points, in the order in which they are measured."""
@@ -141,38 +143,23 @@ def genetic(task: Task) -> Order:
 
 def xgboost(task: Task) -> Order:
     """Our sampler, with the predictions of the table as features if it has any, and nothing of other models."""
-    features = _features(task.table)
+    features = _hook(task.table, _predicted(task.table))
     return _of_sampler(task, lambda seed: XGBoostSampler(seed=seed, space=task.table.space, features=features))
 
 
 def xgboost_prior(task: Task) -> Order:
     """Our sampler, led by the predicted noise of the table's configurations."""
-    features, table, prior = _features(task.table), task.table, _prior(task.table)
-    if prior is None:
-        raise UsageError(f"xgboost+prior: the table of {table.name} has no features")
-
-    def sampler(seed: int) -> XGBoostSampler:
-        return XGBoostSampler(seed=seed, space=table.space, features=features, prior=prior)
-
-    return _of_sampler(task, sampler)
+    return _guided(task, _predicted(task.table), (), "xgboost+prior")
 
 
 def xgboost_transfer(task: Task) -> Order:
-    """Our sampler as a search uses it: the other models' tables, and predicted noise where tables have it."""
-    table = task.table
-    unknown = [t.name for t in (table, *task.others) if t.reference is None]
-    if unknown or not task.others:
-        reason = f"{unknown[0]} has no row of precision f32" if unknown else "the table has one model only"
-        raise UsageError(f"xgboost+transfer: {reason}")
-    past = [other.study() for other in task.others]
-    features, prior = _features(table), _prior(table)
+    """Our sampler as a search for few images uses it: the other models' tables, and predicted noise where known."""
+    return _guided(task, _predicted(task.table), _past(task, "xgboost+transfer", KNOWN[:-1]), "")
 
-    def sampler(seed: int) -> XGBoostSampler:
-        return XGBoostSampler(
-            seed=seed, space=table.space, features=features, prior=prior, past=past, reference=table.reference
-        )
 
-    return _of_sampler(task, sampler)
+def xgboost_screening(task: Task) -> Order:
+    """Our sampler as a search for many images uses it: the other models' tables, predicted noise and screening."""
+    return _guided(task, _screened(task.table), _past(task, "xgboost+screening", KNOWN), "xgboost+screening")
 
 
 METHODS: dict[str, Callable[[Task], Order]] = {
@@ -188,6 +175,7 @@ METHODS: dict[str, Callable[[Task], Order]] = {
     "xgboost": xgboost,
     "xgboost+prior": xgboost_prior,
     "xgboost+transfer": xgboost_transfer,
+    "xgboost+screening": xgboost_screening,
 }
 
 
@@ -195,27 +183,73 @@ def applicable(tables: list[ModelTable]) -> list[str]:
     """The methods for which the tables tell enough: other models, f32 accuracies, features."""
     left_out = set()
     if len(tables) < 2:
-        left_out |= {"mean-rank", "mean-gap", "paper-xgb-t", "xgboost+transfer"}
+        left_out |= {"mean-rank", "mean-gap", "paper-xgb-t", "xgboost+transfer", "xgboost+screening"}
     if any(t.reference is None for t in tables):
-        left_out.add("xgboost+transfer")
+        left_out |= {"xgboost+transfer", "xgboost+screening"}
     if any(t.features is None for t in tables):
-        left_out.add("xgboost+prior")
+        left_out |= {"xgboost+prior", "xgboost+screening"}
     return [name for name in METHODS if name not in left_out]
 
 
-def _features(table: ModelTable) -> Callable[[Mapping[str, Any]], list[float]] | None:
-    if table.features is None:
-        return None
-    known = {key_of(p, table.space): f.tolist() for p, f in zip(table.points, table.features, strict=True)}
-    return lambda params: known[key_of(params, table.space)]
+def _guided(task: Task, known: np.ndarray | None, past: Sequence[PastStudy], needs: str) -> Order:
+    """Our sampler with features, of which the best of `MERITS` is the prior; needs: the method that asks for them."""
+    table = task.table
+    if known is None and needs:
+        raise UsageError(f"{needs}: the table of {table.name} has no features")
+    prior = None if known is None else _merit(table, known)
+    features = _hook(table, known)
+
+    def sampler(seed: int) -> XGBoostSampler:
+        reference = table.reference if past else None
+        return XGBoostSampler(
+            seed=seed, space=table.space, features=features, prior=prior, past=past, reference=reference
+        )
+
+    return _of_sampler(task, sampler)
 
 
-def _prior(table: ModelTable) -> Callable[[Mapping[str, Any]], float] | None:
+def _past(task: Task, method: str, names: Sequence[str]) -> list[PastStudy]:
+    unknown = [t.name for t in (task.table, *task.others) if t.reference is None]
+    if unknown or not task.others:
+        reason = f"{unknown[0]} has no row of precision f32" if unknown else "the table has one model only"
+        raise UsageError(f"{method}: {reason}")
+    return [other.study().with_features(names) for other in task.others]
+
+
+def _hook(table: ModelTable, known: np.ndarray | None) -> FeatureHook | None:
+    if known is None:
+        return None
+    rows = {key_of(p, table.space): f.tolist() for p, f in zip(table.points, known, strict=True)}
+    return lambda params: rows[key_of(params, table.space)]
+
+
+def _merit(table: ModelTable, known: np.ndarray) -> Callable[[Mapping[str, Any]], float]:
+    names = KNOWN[: known.shape[1]]
+    column = known[:, names.index(next(name for name in MERITS if name in names))]
+    merits = {key_of(p, table.space): float(m) for p, m in zip(table.points, column, strict=True)}
+    return lambda params: merits[key_of(params, table.space)]
+
+
+def _predicted(table: ModelTable) -> np.ndarray | None:
+    """What is known without a screening."""
+    return None if table.features is None else table.features[:, :-1]
+
+
+def _screened(table: ModelTable) -> np.ndarray | None:
+    """What a search knows after screening: the merits of the best predicted configurations, and those of the others.
+
+    As `quantune.screening.Screening.merit` has it; a table has the merits of all.
+    """
     if table.features is None:
         return None
-    merits = table.study().merits
-    predicted = {key_of(p, table.space): m for p, m in zip(table.points, merits, strict=True)}
-    return lambda params: predicted[key_of(params, table.space)]
+    predicted, merits = (table.features[:, KNOWN.index(name)] for name in reversed(MERITS))
+    chosen: dict[str, int] = {}
+    for i in np.argsort(-predicted, kind="stable"):
+        chosen.setdefault(table.identity[i], int(i))
+    best = list(chosen.values())[:CONFIGURATIONS]
+    screened = np.isin(table.identity, [table.identity[i] for i in best])
+    below = merits[screened].min() - np.maximum(predicted[best].min() - predicted, 0.0)
+    return np.column_stack([table.features[:, :-1], np.where(screened, merits, below)])
 
 
 def _of_sampler(task: Task, sampler: Callable[[int], BaseSampler]) -> Order:

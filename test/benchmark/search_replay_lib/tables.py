@@ -15,11 +15,14 @@ from optuna.distributions import CategoricalDistribution
 
 from quantune.errors import UsageError
 from quantune.proxies import ARCHITECTURE, FEATURES
+from quantune.screening import SCREENED
 from quantune.search.features import key_of
 from quantune.search.transfer import PastStudy
 from quantune.space import PARAMETERS
 from search_replay_lib.paper import ARCHITECTURES, F32
 
+KNOWN = (*FEATURES, *ARCHITECTURE, SCREENED)
+"""What a search knows of a configuration before its trial."""
 COLUMNS = ("model", "precision", "calib_images", "granularity", "clipping", "scheme", "accuracy")
 FLOATS = ("f32", "f16")
 
@@ -28,8 +31,9 @@ FLOATS = ("f32", "f16")
 class ModelTable:
     """All points of one model's space with their accuracies.
 
-    points: parameters. accuracy: (n,), fractions. reference: of f32, None where unknown. features: (n, f), what a
-    search knows of each point before measuring it, None where the table tells none. architecture: numbers of the model.
+    points: parameters. accuracy: (n,), fractions. reference: of f32, None where unknown. features: (n, len(KNOWN)),
+    None where the table tells none. architecture: numbers of the model. identity: equal for points that compute the
+    same.
     """
 
     name: str
@@ -38,6 +42,7 @@ class ModelTable:
     reference: float | None
     features: np.ndarray | None = None
     architecture: tuple[float, ...] = ()
+    identity: tuple[str, ...] = ()
 
     @property
     def space(self) -> dict[str, CategoricalDistribution]:
@@ -58,8 +63,7 @@ class ModelTable:
         rows = tuple((p, float(v)) for p, v in zip(self.points, self.accuracy, strict=True))
         if self.features is None:
             return PastStudy(self.name, rows, self.reference)
-        names = (*FEATURES, *ARCHITECTURE)
-        return PastStudy(self.name, rows, self.reference, names, tuple(tuple(map(float, f)) for f in self.features))
+        return PastStudy(self.name, rows, self.reference, KNOWN, tuple(tuple(map(float, f)) for f in self.features))
 
 
 def read_tables(path: Path) -> tuple[dict[str, ModelTable], list[str]]:
@@ -97,12 +101,13 @@ def _table(model: str, rows: list[dict[str, Any]], path: Path) -> ModelTable:
         known[key] = row["where"]
     reference = next((r["accuracy"] for r in rows if r["precision"] == "f32"), F32.get(model))
     features = [r.get("features") for r in quantized]
-    whole = all(f is not None and len(f) == len(FEATURES) + len(ARCHITECTURE) for f in features) and bool(features)
+    whole = all(f is not None and len(f) == len(KNOWN) for f in features) and bool(features)
     matrix = np.asarray(features, dtype=np.float64) if whole else None
-    own = () if matrix is None else tuple(map(float, matrix[0, len(FEATURES) :]))
+    own = () if matrix is None else tuple(map(float, matrix[0, len(FEATURES) : -1]))
     points = tuple({k: r[k] for k in PARAMETERS} for r in quantized)
     values = np.asarray([r["accuracy"] for r in quantized], dtype=np.float64)
-    return ModelTable(model, points, values, reference, matrix, ARCHITECTURES.get(model, own))
+    identity = tuple(str(r.get("identity", i)) for i, r in enumerate(quantized))
+    return ModelTable(model, points, values, reference, matrix, ARCHITECTURES.get(model, own), identity)
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
