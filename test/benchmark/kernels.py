@@ -1,9 +1,10 @@
 """GMAC/s of the CPU kernels, one row for each layer shape of well-known networks, on one thread.
 
-    python test/benchmark/kernels.py [--variant=avx512vnni] [--float] [--tiles=N] [--seconds=0.5]
+    python test/benchmark/kernels.py [--variant=avx512vnni] [--float] [--tiles=N] [--resident] [--seconds=0.5]
 
 Each kernel is compiled alone and called on buffers of its own layout; the time is that of its dispatch. Run it on an
-idle machine: the fastest of three runs counts.
+idle machine: the fastest of three runs counts. With --resident a second time, marked *, is that of the same work on
+two rows again and again, so that activations stay in the first cache: the most that fusing layers by rows could gain.
 """
 
 from __future__ import annotations
@@ -31,13 +32,27 @@ SHAPES = (
     ("conv", 112, 3, 64, 7, 2), ("conv", 56, 64, 64, 3, 1), ("conv", 28, 64, 128, 3, 2), ("conv", 28, 128, 128, 3, 1),
     ("conv", 14, 256, 256, 3, 1), ("conv", 7, 512, 512, 3, 1), ("conv", 56, 64, 256, 1, 1),
     ("conv", 14, 1024, 256, 1, 1),
-    ("conv", 112, 16, 96, 1, 1), ("conv", 56, 24, 144, 1, 1), ("conv", 14, 96, 576, 1, 1), ("conv", 7, 160, 960, 1, 1),
-    ("conv", 7, 960, 160, 1, 1), ("conv", 1, 1280, 1000, 1, 1), ("depthwise", 112, 32, 32, 3, 1),
+    ("conv", 112, 16, 96, 1, 1), ("conv", 56, 24, 144, 1, 1), ("conv", 56, 144, 24, 1, 1), ("conv", 14, 96, 576, 1, 1),
+    ("conv", 7, 160, 960, 1, 1), ("conv", 7, 960, 160, 1, 1), ("conv", 1, 1280, 1000, 1, 1), ("depthwise", 112, 32, 32, 3, 1),
     ("depthwise", 56, 96, 96, 3, 2), ("depthwise", 56, 144, 144, 3, 1), ("depthwise", 14, 384, 384, 3, 1),
     ("depthwise", 7, 960, 960, 5, 1), ("grouped", 56, 128, 128, 3, 1), ("grouped", 28, 256, 256, 3, 1),
     ("grouped", 14, 512, 512, 3, 1),
 )  # fmt: skip
 GROUPS = 32
+
+
+class Overlaid(Layout):
+    """Images that all lie in the same place."""
+
+    @property
+    def image(self) -> int:
+        """Bytes from image to image."""
+        return 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.rows * self.pitch
 
 
 def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) -> Conv | Depthwise:
@@ -56,6 +71,16 @@ def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) 
     groups = GROUPS if kind == "grouped" else 1
     tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa)
     return Conv(x, y, place, Form(MULTIPLIER), tile, isa, groups)
+
+
+def resident(spec: Conv | Depthwise) -> Conv | Depthwise:
+    """The same work on images of two rows that all lie in the same place; the height must be even."""
+    above = (spec.y.h - 2) * spec.window.strides[0]
+    extents = ((spec.x, spec.x.h - above), (spec.y, 2))
+    x, y = (Overlaid(**{**vars(layout), "h": h, "images": spec.y.h // 2}) for layout, h in extents)
+    if isinstance(spec, Depthwise):
+        return replace(spec, x=x, y=y)
+    return replace(spec, x=x, y=y, tile=replace(spec.tile, rows=min(spec.tile.rows, 2)))
 
 
 def next_best(spec: Conv, count: int) -> list[Conv]:
@@ -107,6 +132,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=list(VARIANTS), default="avx512vnni")
     parser.add_argument("--float", action="store_true", dest="real", help="the f32 kernels")
     parser.add_argument("--tiles", type=int, default=1, metavar="N", help="measure the model's N best tiles")
+    parser.add_argument("--resident", action="store_true", help="also on the same two rows again and again")
     parser.add_argument("--seconds", type=float, default=0.5, help="for one run")
     options = parser.parse_args()
     print(f"{'layer':<34} {'tile':<9} {'us':>8} {'GMAC/s':>8}")
@@ -116,9 +142,12 @@ def main() -> None:
         first = kernel(shape, VARIANTS[options.variant], real=options.real)
         kind, size, ci, co, window, stride = shape
         name = f"{kind} {window}x{window}/{stride} {size}x{size} {ci}->{co}"
-        for spec in next_best(first, options.tiles) if isinstance(first, Conv) else [first]:
+        specs = next_best(first, options.tiles) if isinstance(first, Conv) else [first]
+        if options.resident:
+            specs = [each for spec in specs if spec.y.h % 2 == 0 for each in (spec, resident(spec))]
+        for spec in specs:
             extents = astuple(spec.tile) if isinstance(spec, Conv) else (spec.rows,)
-            tile = "x".join(map(str, extents))
+            tile = "x".join(map(str, extents)) + "*" * isinstance(spec.y, Overlaid)
             took = milliseconds(*module(spec), options.seconds)
             print(f"{name:<34} {tile:<9} {took * 1e3:>8.1f} {spec.macs / took / 1e6:>8.0f}", flush=True)
 
