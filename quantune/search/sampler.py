@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ class XGBoostSampler(BaseSampler):
     as Optuna does, so that the first proposals are independent draws. features: numbers appended to a point's encoding.
     prior: merit of a point before measuring it (larger is better), such as predicted noise; then only past studies that
     know it are used. past, reference: finished studies of other models and the f32 accuracy of this one (a fraction),
-    for studies that maximize accuracy; both or none. n_candidates: drawn in spaces too large to list.
+    for studies that maximize accuracy; both or none. identity: equal for points that measure the same, of which one is
+    proposed. n_candidates: drawn in spaces too large to list.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class XGBoostSampler(BaseSampler):
         prior: Prior | None = None,
         past: Sequence[PastStudy] = (),
         reference: float | None = None,
+        identity: Callable[[Params], Hashable] | None = None,
         n_candidates: int = 512,
         model: CostModelOptions | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class XGBoostSampler(BaseSampler):
         self._prior = prior
         self._past = tuple(past)
         self._reference = reference
+        self._identity = identity
         self._n_candidates = n_candidates
         self._model = model or CostModelOptions()
 
@@ -146,8 +149,12 @@ class XGBoostSampler(BaseSampler):
         points = enumerate_space(space)
         if points is None:
             points = self._draw(history, space, rng)
-        fresh = [p for p in points if key_of(p, space) not in history.visited]
+        visited = {self._same(p, space) for p in history.visited}
+        fresh = [p for p in points if self._same(p, space) not in visited]
         return fresh or points
+
+    def _same(self, params: Params, space: Mapping[str, BaseDistribution]) -> Hashable:
+        return key_of(params, space) if self._identity is None else self._identity({**self._constants, **params})
 
     def _draw(
         self, history: _History, space: Mapping[str, BaseDistribution], rng: np.random.Generator
@@ -234,7 +241,7 @@ class _History:
     def __init__(self, study: Study, current: FrozenTrial, space: Mapping[str, BaseDistribution]) -> None:
         sign = -1.0 if study.direction == StudyDirection.MINIMIZE else 1.0
         self.number = current.number
-        self.visited: set[tuple[float, ...]] = set()
+        self.visited: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
         self.values: list[float] = []
         self.running: list[dict[str, Any]] = []
@@ -249,7 +256,7 @@ class _History:
                 continue
             params = {name: known[name] for name in space}
             key = key_of(params, space)
-            self.visited.add(key)
+            self.visited.append(params)
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 done.add(key)
                 value = trial.value if trial.state == TrialState.COMPLETE else _last_intermediate(trial)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantune.search.evaluate import Objective, Score, unpack_correct
+
 ERROR = 0.01
 """The probability of stopping a trial that would have kept up."""
 
@@ -103,3 +105,19 @@ def _at_least(population: int, marked: int, drawn: int, found: int) -> float:
 def _log_factorials(largest: int) -> NDArray[np.float64]:
     """log(n!) for n from 0 to ``largest``."""
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, largest + 1)))])
+
+
+def floor_of(objective: Objective, best: Score | None, baseline: Score | None) -> Floor | None:
+    """What a trial must reach to matter: the best so far, or the accuracy bound when something else is sought.
+
+    best: of the trials so far. baseline: of f32. None while there is nothing to compare with, image by image.
+    """
+    reference, allowed = baseline, 0
+    if objective.metric == "accuracy":
+        reference = best
+    elif reference is not None and objective.max_drop is not None:
+        allowed = int(objective.max_drop * reference.images + 1e-6)
+    bits = None if reference is None else reference.details.get("correct")
+    if reference is None or not isinstance(bits, str):
+        return None
+    return Floor(unpack_correct(bits, reference.images), allowed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from quantune.errors import UsageError
-from quantune.search.features import FeatureHook, enumerate_space
+from quantune.search.features import FeatureHook, Params, enumerate_space
 from quantune.search.sampler import Prior, XGBoostSampler
 from quantune.search.transfer import PastStudy
 
@@ -39,6 +39,7 @@ class Strategy:
         features: FeatureHook | None = None,
         prior: Prior | None = None,
         past: Sequence[PastStudy] = (),
+        identity: Callable[[Params], Hashable] | None = None,
     ) -> None:
         check(name, seed)
         self._name = name
@@ -47,6 +48,7 @@ class Strategy:
         self._features = features
         self._prior = prior
         self._past = tuple(past)
+        self._identity = identity
         self._repeats = 0
         self.points = enumerate_space(space)
         if name == "grid" and self.points is None:
@@ -71,6 +73,7 @@ class Strategy:
                 prior=self._prior,
                 past=past,
                 reference=reference if past else None,
+                identity=self._identity,
             )
         return optuna.samplers.RandomSampler(seed=seed)
 

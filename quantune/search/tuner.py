@@ -27,7 +27,7 @@ from optuna.trial import Trial, TrialState
 from quantune import space as level1
 from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
-from quantune.search.evaluate import Objective, Score, TrialFailed, unpack_correct
+from quantune.search.evaluate import Objective, Score, TrialFailed
 from quantune.search.features import FeatureHook
 from quantune.search.history import (
     DamagedTrial,
@@ -43,7 +43,7 @@ from quantune.search.history import (
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front, ranked, score_of, with_latencies
 from quantune.search.sampler import Prior
-from quantune.search.stopping import Floor
+from quantune.search.stopping import Floor, floor_of
 from quantune.search.store import DATABASE, Store, lease, quarantine
 from quantune.search.strategies import Strategy, describe_space
 from quantune.search.transfer import PastStudy
@@ -97,7 +97,10 @@ def tune(
     """
     objective = objective or Objective()
     space = dict(level1.distributions() if space is None else space)
-    strategy = Strategy(sampler, space, seed=seed, features=features, prior=prior, past=past)
+    strategy = Strategy(
+        sampler, space, seed=seed, features=features, prior=prior, past=past,
+        identity=lambda params: identity(to_config(params)),
+    )  # fmt: skip
     belongs_to = {
         **(fingerprint or {}),
         "objective": f"{objective.metric}, largest drop {objective.max_drop}",
@@ -274,26 +277,14 @@ class _Loop:
                 self._repeat(study, trial, known)
                 continue
             if self._set_floor is not None:
-                self._set_floor(self._floor())
+                best = ranked(self._trials, self._objective, self._baseline)
+                self._set_floor(floor_of(self._objective, best[0].score if best else None, self._baseline))
             measured = self._measure(study, trial, config)
             self._refresh()
             self._emit("finished" if measured.score else "failed", measured, config)
             failures = 0 if measured.score else failures + 1
             if failures >= MAX_FAILURES_IN_A_ROW:
                 return f"{failures} trials in a row failed, the last one: {measured.reason}"
-
-    def _floor(self) -> Floor | None:
-        """What a trial must reach to matter: the best so far, or the accuracy bound when something else is sought."""
-        reference, allowed = self._baseline, 0
-        if self._objective.metric == "accuracy":
-            best = ranked(self._trials, self._objective, self._baseline)
-            reference = best[0].score if best else None
-        elif reference is not None and self._objective.max_drop is not None:
-            allowed = int(self._objective.max_drop * reference.images + 1e-6)
-        bits = None if reference is None else reference.details.get("correct")
-        if reference is None or not isinstance(bits, str):
-            return None
-        return Floor(unpack_correct(bits, reference.images), allowed)
 
     def _repeat(self, study: Study, trial: Trial, known: TuningTrial) -> None:
         """Answer a proposal measured before from memory: the sampler hears the value again, no budget is spent."""
