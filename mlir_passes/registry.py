@@ -34,6 +34,7 @@ PASSES: dict[str, str] = {
     "quantune-lower-to-cpu-kernels": "mlir_passes.cpu.lower_to_kernels:LowerToCpuKernels",
     "quantune-vulkan-sign-extension": "mlir_passes.vulkan.sign_extension:SignExtension",
     "quantune-pack-weights": "mlir_passes.pack_weights:PackWeights",
+    "quantune-summarize": "mlir_passes.summarize:Summarize",
     "quantune-outline-parameters": "mlir_passes.outline_parameters:OutlineParameters",
 }
 

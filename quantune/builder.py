@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from quantune import calibration
-from quantune.calibration import Statistics
+from quantune.calibration import Statistics, Summarizer
 from quantune.compiler import pipelines
 from quantune.compiler.cache import ArtifactCache, content_key
 from quantune.compiler.inspect import LayerExecution, layer_executions, required_processor
@@ -140,7 +141,7 @@ class Builder:
         shown = batches(images, self.model.input_shape[0])
         statistics = calibration.collect(
             run, shown, len(self.calib), self._sizes, lambda done: self._on_calibration(done, total),
-            threads=processors(),
+            threads=processors(), summarizer=self._summarizer(tensors),
         )  # fmt: skip
         self.cache.put(key, statistics.to_bytes(), ".npz")
         return statistics
@@ -162,21 +163,39 @@ class Builder:
 
     def _instrumented(self, tensors: tuple[str, ...]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """A function from a batch to tensors of the f32 network, run on this machine's processor."""
-        path = self._compile_instrumented(tensors).path
-        own = threading.local()  # a loaded program serves one thread
-        size = self.model.input_shape[0]
+        load = _one_a_thread(self._compile_instrumented(tensors).path)
 
         def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-            if not hasattr(own, "program"):
-                own.program = Program(path)
-            results = own.program(full_batch(batch, size))
+            results = load()(full_batch(batch, self.model.input_shape[0]))
             return {name: values[: len(batch)] for name, values in zip(tensors, results[-len(tensors) :], strict=True)}
 
         return run
 
+    def _summarizer(self, tensors: tuple[str, ...]) -> Summarizer | None:
+        """The same program's function that samples the tensors, where there are images enough for it."""
+        if not self._strides(tensors):
+            return None
+        load = _one_a_thread(self._compile_instrumented(tensors).path, pipelines.SUMMARY)
+
+        def run(batch: np.ndarray, first: int) -> np.ndarray:
+            return load()(full_batch(batch, self.model.input_shape[0]), np.array([first]))[: len(batch)]
+
+        return Summarizer(run, self._values(tensors))
+
+    def _values(self, tensors: tuple[str, ...]) -> dict[str, int]:
+        """How many values of one image each tensor has."""
+        return {name: math.prod(self.model.network.by_name[name].shape[1:]) for name in tensors}
+
+    def _strides(self, tensors: tuple[str, ...]) -> tuple[int, ...]:
+        """How the program is to sample ``tensors``; empty where whole tensors are read."""
+        images = 0 if self.calib is None else min(len(self.calib), self._sizes[-1])
+        if images <= calibration.POWER_IMAGES or tensors != observed(self.model.network):
+            return ()
+        return tuple(map(calibration.stride, self._values(tensors).values()))
+
     def _compile_instrumented(self, tensors: tuple[str, ...]) -> CompiledModule:
         host = Target("cpu")
-        return self._compile(pipelines.instrumented(self.model.bytecode, tensors, host), host)
+        return self._compile(pipelines.instrumented(self.model.bytecode, tensors, host, self._strides(tensors)), host)
 
     # Building
 
@@ -289,6 +308,18 @@ def _quietly(work: Callable[..., object], argument: object) -> None:
         work(argument)
     except Exception as error:  # whoever asks for the result meets the failure again, and tells it
         logger.debug("in the background: %s", error)
+
+
+def _one_a_thread(path: Path, function: str = "main") -> Callable[[], Program]:
+    """A loaded program serves one thread: gives each its own, loaded at its first call."""
+    own = threading.local()
+
+    def load() -> Program:
+        if not hasattr(own, "program"):
+            own.program = Program(path, function=function)
+        return own.program
+
+    return load
 
 
 def full_batch(images: np.ndarray, size: int) -> np.ndarray:

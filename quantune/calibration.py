@@ -1,7 +1,9 @@
 """One pass over the calibration images gives the statistics of every configuration: a histogram per tensor and size.
 
 Memory does not depend on the number of images. Minimum and maximum are exact; of a large tensor the histogram sees a
-regular sample, shifted from image to image, so that every position is met.
+regular sample, shifted from image to image, so that every position is met: of image i's tensor the values i % s,
+i % s + s, … in the order N C H W, where s is ``stride``. A program may take the sample itself (`Summarizer`): then a
+fraction of the bytes leaves it, and the statistics are the same.
 """
 
 from __future__ import annotations
@@ -27,6 +29,23 @@ POWER_IMAGES = 64
 """Images whose channel powers are averaged: enough for a prediction, little work."""
 GROUP_IMAGES = 16
 """Images that are counted at once: fewer and larger steps."""
+
+
+def stride(size: int, limit: int = SAMPLES) -> int:
+    """The steps in which a tensor of ``size`` values is sampled so that about ``limit`` are seen; 1 takes all."""
+    return -(-size // limit) | 1  # odd, so that it does not keep step with the channels
+
+
+@dataclass(frozen=True)
+class Summarizer:
+    """A program that samples the tensors itself, as quantune-summarize makes it.
+
+    run: (a batch f32[n, c, h, w], the number of its first image) -> f32[n, …]: tensor by tensor the sample of
+    ``stride`` and, unless that is 1, the extremes. sizes: tensor name -> values of one image.
+    """
+
+    run: Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +108,13 @@ def collect(
     on_image: Callable[[int], None] = lambda done: None,
     *,
     threads: int = 1,
+    summarizer: Summarizer | None = None,
 ) -> Statistics:
     """Run the instrumented f32 program over the images and keep histograms.
 
     run: a batch f32[n, c, h, w] -> tensor name -> f32[n, ...]; called from ``threads`` threads at once, whose number
-    changes nothing about the result. available: images that ``batches`` holds in all. A size beyond it gets the
+    changes nothing about the result. summarizer: takes over where the sample is enough, behind the first POWER_IMAGES;
+    it changes nothing either. available: images that ``batches`` holds in all. A size beyond it gets the
     statistics of all images. on_image hears how many images are done. Raises UsageError naming a tensor that is not
     finite.
     """
@@ -102,7 +123,7 @@ def collect(
     by_size: dict[int, Mapping[str, Histogram]] = {}
     power: dict[str, NDArray[np.float64]] = {}
     done = 0
-    for seen in _in_order(lambda group: _see(run, group), _groups(batches, wanted), threads):
+    for seen in _in_order(lambda group: _see(run, summarizer, group), _groups(batches, wanted), threads):
         for name, histogram in seen.histograms.items():
             histograms.setdefault(name, Histogram()).merge(histogram)
         for powers in seen.powers:
@@ -174,11 +195,20 @@ def _in_order(work: Callable[[_Group], _Seen], groups: Iterable[_Group], threads
                 future.cancel()
 
 
-def _see(run: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]], group: _Group) -> _Seen:
+def _see(
+    run: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]],
+    summarizer: Summarizer | None,
+    group: _Group,
+) -> _Seen:
     samples: dict[str, list[NDArray[np.float32]]] = {}
     powers: list[Mapping[str, NDArray[np.float64]]] = []
+    rows: list[NDArray[np.float32]] = []
     index = group.first
     for batch in group.batches:
+        if summarizer is not None and index >= POWER_IMAGES:
+            rows.append(summarizer.run(batch, index))
+            index += len(batch)
+            continue
         tensors = run(batch)
         for j in range(len(batch)):
             for name, values in tensors.items():
@@ -186,10 +216,45 @@ def _see(run: Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]
             if index < POWER_IMAGES:
                 powers.append({name: _channel_power(values[j]) for name, values in tensors.items()})
             index += 1
+    if summarizer is not None and rows:
+        summary = np.concatenate(rows)
+        for name, parts in _columns(summarizer.sizes, summary, index - len(summary)):
+            samples.setdefault(name, []).extend(parts)
     histograms = {name: Histogram() for name in samples}
     for name, parts in samples.items():
         histograms[name].add(np.concatenate(parts))
     return _Seen(index - group.first, histograms, powers)
+
+
+def _columns(
+    sizes: Mapping[str, int], rows: NDArray[np.float32], first: int
+) -> Iterator[tuple[str, list[NDArray[np.float32]]]]:
+    """What the histograms are to see, by tensor, out of the summaries of images from number ``first`` on."""
+    finite = np.isfinite(rows)
+    for j in np.flatnonzero(~finite.all(axis=1)):
+        for name, columns in _places(sizes):
+            if not finite[j, columns].all():
+                raise _not_finite(name, first + int(j))
+    for name, columns in _places(sizes):
+        step, values = stride(sizes[name]), rows[:, columns]
+        if step == 1:
+            yield name, [values.reshape(-1)]
+            continue
+        # The last place of the sample is beyond the tensor where the sample starts late.
+        count = values.shape[1] - 2
+        starts = (first + np.arange(len(rows))) % step
+        inside = starts + (count - 1) * step < sizes[name]
+        yield name, [values[:, : count - 1].reshape(-1), values[inside, count - 1], values[:, count:].reshape(-1)]
+
+
+def _places(sizes: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
+    """The columns of each tensor in a summary: its sample, and the extremes where that is not all."""
+    column = 0
+    for name, size in sizes.items():
+        step = stride(size)
+        width = -(-size // step) + (2 if step > 1 else 0)
+        yield name, slice(column, column + width)
+        column += width
 
 
 def _channel_power(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -203,11 +268,14 @@ def _sample(name: str, values: NDArray[np.float32], index: int) -> list[NDArray[
     flat = values.reshape(-1)
     extremes = np.array([flat.min(), flat.max()])
     if not np.isfinite(extremes).all():
-        raise UsageError(
-            f"calibration image {index}: tensor '{name}' of the f32 model is not finite; "
-            "check the weights and the image's scaling"
-        )
-    limit = SAMPLES if index else FIRST_IMAGE_SAMPLES
-    stride = -(-flat.size // limit) | 1  # odd, so that it does not keep step with the channels
+        raise _not_finite(name, index)
+    step = stride(flat.size, SAMPLES if index else FIRST_IMAGE_SAMPLES)
     # Copied: a view would keep the whole tensor.
-    return [flat[index % stride :: stride].copy(), extremes] if stride > 1 else [flat.copy()]
+    return [flat[index % step :: step].copy(), extremes] if step > 1 else [flat.copy()]
+
+
+def _not_finite(name: str, index: int) -> UsageError:
+    return UsageError(
+        f"calibration image {index}: tensor '{name}' of the f32 model is not finite; "
+        "check the weights and the image's scaling"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 STAGES = ("linalg", "qdq", "integer", "vmfb")
 """What ``--emit`` may ask for, in the order in which they come."""
+
+SUMMARY = "summary"
+"""The function that quantune-summarize adds to an instrumented module."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,16 @@ def _assert_lowered(module: ir.Module) -> None:
         raise PassFailed(f"after lowering, '{error.op.name}' {error}") from error
 
 
-def instrumented(bytecode: bytes, tensors: tuple[str, ...], target: Target) -> bytes:
-    """The f32 module that also returns ``tensors``, for calibration."""
+def instrumented(bytecode: bytes, tensors: tuple[str, ...], target: Target, strides: Sequence[int] = ()) -> bytes:
+    """The f32 module that also returns ``tensors``, for calibration.
+
+    strides: one a tensor, for a second function ``SUMMARY`` that samples them.
+    """
     module = parse(bytecode)
-    run(module, f'quantune-instrument{{tensors="{",".join(tensors)}"}},{target_passes(target, "f32")}', Debugging())
+    passes = f'quantune-instrument{{tensors="{",".join(tensors)}"}},{target_passes(target, "f32")}'
+    if strides:
+        passes += f",quantune-summarize{{strides={','.join(map(str, strides))}}}"
+    run(module, passes, Debugging())
     return to_bytecode(module)
 
 

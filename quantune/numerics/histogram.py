@@ -81,12 +81,12 @@ class Histogram:
         """Add the counts of ``other``: the result is that of counting both sets of values here."""
         if other.count == 0:
             return
-        theirs = other.copy()
-        self._cover(theirs.minimum, theirs.maximum)
-        theirs._cover(self.minimum, self.maximum)
-        self.counts += theirs.counts
-        self.count += theirs.count
-        self.zeros += theirs.zeros
+        self._cover(other.minimum, other.maximum)
+        counts, first = _coarser(other.counts, other._first, self.exponent - other.exponent)
+        before = first - self._first
+        self.counts[before : before + len(counts)] += counts
+        self.count += other.count
+        self.zeros += other.zeros
 
     def copy(self) -> Histogram:
         """An independent histogram of the same values."""
@@ -146,18 +146,22 @@ class Histogram:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         bottom, top = min(self.minimum, 0.0), max(self.maximum, 0.0)
         exponent = _exponent(bottom, top)
-        counts, first = self.counts, self._first
-        for _ in range(exponent - self.exponent):
-            if not counts.any():
-                first, counts = 0, np.zeros(1, np.int64)
-                break
-            counts = np.pad(counts, (first % 2, (first + len(counts)) % 2))
-            counts, first = counts.reshape(-1, 2).sum(axis=1), first // 2
+        counts, first = _coarser(self.counts, self._first, exponent - self.exponent)
         new_first = math.floor(math.ldexp(bottom, -exponent))
         length = math.floor(math.ldexp(top, -exponent)) - new_first + 1
         before = first - new_first
         self.counts = np.pad(counts, (before, length - len(counts) - before))
         self.exponent, self._first = exponent, new_first
+
+
+def _coarser(counts: NDArray[np.int64], first: int, times: int) -> tuple[NDArray[np.int64], int]:
+    """Bins of twice the width, ``times`` over, and the number of the first of them."""
+    for _ in range(times):
+        if not counts.any():
+            return np.zeros(1, np.int64), 0
+        counts = np.pad(counts, (first % 2, (first + len(counts)) % 2))
+        counts, first = counts.reshape(-1, 2).sum(axis=1), first // 2
+    return counts, first
 
 
 def _exponent(bottom: float, top: float) -> int:

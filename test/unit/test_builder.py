@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantune import builder as builder_module
+from quantune import calibration
 from quantune.builder import Builder, output_folder
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import Target
@@ -82,6 +83,27 @@ def test_statistics_are_those_of_the_f32_network_also_of_a_last_incomplete_batch
             assert histogram.count == values.size
             assert histogram.minimum == pytest.approx(values.min(), abs=1e-6)
             assert histogram.maximum == pytest.approx(values.max(), abs=1e-6)
+
+
+def test_tensors_sampled_by_the_program_give_the_same_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 1), nn.AvgPool2d(20), nn.Flatten(), nn.Linear(12, 2),
+    )  # fmt: skip
+    model = import_module(net, torch.zeros(2, 3, 40, 40), "sampled")
+    split = _split(calibration.POWER_IMAGES + 5, shape=(3, 40, 40))
+    sampling = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(1, 67, 1000))
+    strides = sampling._strides(builder_module.observed(model.network))
+    assert {1, 3, 5} <= set(strides)
+    whole = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "b"), sizes=(1, 67, 1000))
+    monkeypatch.setattr(whole, "_strides", lambda tensors: ())
+    assert sampling.statistics.to_bytes() == whole.statistics.to_bytes()
+    assert not sampling._strides(("input",))
+    few = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(calibration.POWER_IMAGES,))
+    assert not few._strides(builder_module.observed(model.network))
 
 
 def test_statistics_are_collected_once_per_model_and_images(

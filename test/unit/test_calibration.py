@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantune.calibration import FIRST_IMAGE_SAMPLES, GROUP_IMAGES, POWER_IMAGES, SAMPLES, Statistics, collect
+from quantune.calibration import (
+    FIRST_IMAGE_SAMPLES,
+    GROUP_IMAGES,
+    POWER_IMAGES,
+    SAMPLES,
+    Statistics,
+    Summarizer,
+    collect,
+    stride,
+)
 from quantune.errors import UsageError
 from quantune.numerics.histogram import Histogram
 
@@ -176,3 +185,54 @@ def test_the_first_image_that_is_not_finite_is_named_whatever_the_threads() -> N
     images[[GROUP_IMAGES + 2, 4 * GROUP_IMAGES], 0, 1, 1] = np.nan
     with pytest.raises(UsageError, match=f"image {GROUP_IMAGES + 2}: tensor 'x'"):
         collect(_run, _batches(images, 1), len(images), (len(images),), threads=4)
+
+
+def _tensors(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """One that is sampled, in steps that leave its size over, and one that is not."""
+    wide = np.tile(batch.reshape(len(batch), -1), (1, 3 * SAMPLES // 16 + 1)) * np.arange(1, 3 * SAMPLES + 17)
+    return {"wide": wide.astype(np.float32)[:, : 3 * SAMPLES + 5], "small": batch}
+
+
+def _summarizer() -> Summarizer:
+    """As the pass documents it, in numpy."""
+
+    def run(batch: NDArray[np.float32], first: int) -> NDArray[np.float32]:
+        rows = []
+        for j in range(len(batch)):
+            row: list[NDArray[np.float32]] = []
+            for values in _tensors(batch).values():
+                flat = values[j].reshape(-1)
+                step = stride(flat.size)
+                places = (first + j) % step + step * np.arange(-(-flat.size // step))
+                row.append(flat[np.minimum(places, flat.size - 1)])
+                if step > 1:
+                    row.append(np.array([flat.min(), flat.max()]))
+            rows.append(np.concatenate(row))
+        return np.stack(rows)
+
+    sizes = {name: values[0].size for name, values in _tensors(_images(1)).items()}
+    return Summarizer(run, sizes)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_a_program_that_samples_gives_the_same_statistics(size: int) -> None:
+    images = _images(POWER_IMAGES + 2 * GROUP_IMAGES + 9)
+    sizes = (1, POWER_IMAGES + 3, 10_000)
+    plain = collect(_tensors, _batches(images, size), len(images), sizes)
+    ran = []
+
+    def run(batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        ran.append(len(batch))
+        return _tensors(batch)
+
+    sampled = collect(run, _batches(images, size), len(images), sizes, threads=2, summarizer=_summarizer())
+    assert sampled.to_bytes() == plain.to_bytes()
+    assert POWER_IMAGES <= sum(ran) < POWER_IMAGES + size
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_program_that_samples_names_the_same_image_and_tensor(value: float) -> None:
+    images = _images(POWER_IMAGES + 9)
+    images[POWER_IMAGES + 4, 0, 1, 1] = value
+    with np.errstate(invalid="ignore"), pytest.raises(UsageError, match=f"image {POWER_IMAGES + 4}: tensor 'wide'"):
+        collect(_tensors, _batches(images, 3), len(images), (len(images),), summarizer=_summarizer())

@@ -139,6 +139,13 @@ def test_instrumented_modules_return_the_tensors(model: ImportedModel) -> None:
     assert signature == ("(tensor<1x3x8x8xf32>) -> (tensor<1x2x8x8xf32>, tensor<1x3x8x8xf32>, tensor<1x4x8x8xf32>)")
 
 
+def test_instrumented_modules_sample_the_tensors_where_strides_are_given(model: ImportedModel) -> None:
+    module = pipelines.parse(pipelines.instrumented(model.bytecode, ("input", "1"), GENERIC, (7, 1)))
+    functions = {str(op.attributes["sym_name"]): str(op.attributes["function_type"]) for op in module.body.operations}
+    assert set(functions) == {'"main"', f'"{pipelines.SUMMARY}"'}
+    assert functions[f'"{pipelines.SUMMARY}"'] == "(tensor<1x3x8x8xf32>, tensor<1xi64>) -> tensor<1x286xf32>"
+
+
 # Failures and what is left for those who debug
 
 
