@@ -167,7 +167,7 @@ def compile(
         precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
         first = [replace(base, bits=each) for each in bits]
         builder.prepare(first[:1])
-        builder.prepare(proxies.programs(first, precisions, max_trials, STARTUPS_WITH_PRIOR))
+        builder.prepare(proxies.upcoming(first, precisions, max_trials, STARTUPS_WITH_PRIOR, builder.identity))
         searched = distributions(bits, precisions)
         screen = sampler == "xgboost" and (max_trials is None or max_trials > len(first))
         hooks = progress.on_stage, progress.on_screening

@@ -60,20 +60,32 @@ class Proxies:
         """The configuration of level 1, integers throughout, that is predicted to have the least noise."""
         return max((c for c in space.LEVEL1 if c.precision == "int8"), key=lambda c: self._predict(c)[0])
 
-    def programs(
-        self, first: Sequence[QuantConfig], precisions: Sequence[str], trials: int | None, by_prior: int
+    def upcoming(
+        self,
+        first: Sequence[QuantConfig],
+        precisions: Sequence[str],
+        trials: int | None,
+        by_prior: int,
+        identity: Callable[[QuantConfig], str],
     ) -> list[QuantConfig]:
-        """A configuration of each program that a search may need, in the order of need.
+        """The first configurations that a search will measure, then one of each further program that it may need.
 
-        The search measures ``first`` and goes on by the prior for ``by_prior`` trials; if it ends then, that is all it
-        needs. All other configurations of level 1 with these precisions differ from these in numbers only.
+        The search begins with ``first`` and goes on by the prior, for ``by_prior`` trials or until it ends with
+        ``trials``; of configurations of one identity it measures one. Behind these, all configurations of level 1 with
+        these precisions differ from one of the returned in numbers only.
         """
         known = [replace(c, bits=first[0].bits) for c in space.LEVEL1 if c.precision in precisions]
         order = [*first, *sorted(known, key=lambda c: -self._predict(c)[0])]
-        needed: dict[tuple[bool, str], QuantConfig] = {}
-        for config in order if trials is None or trials > by_prior else order[:trials]:
-            needed.setdefault((config.scheme == "symmetric_power2", config.precision), config)
-        return list(needed.values())
+        measured: dict[str, QuantConfig] = {}
+        for config in order:
+            if len(measured) < by_prior:
+                measured.setdefault(identity(config), config)
+        soon = list(measured.values())
+        if trials is not None and trials <= by_prior:
+            return soon[:trials]
+        compiled = {_program(config) for config in soon}
+        others = {_program(config): config for config in reversed(order) if _program(config) not in compiled}
+        return [*soon, *reversed(others.values())]
 
     def _predict(self, config: QuantConfig) -> tuple[float, ...]:
         if config not in self._known:
@@ -118,6 +130,11 @@ class Proxies:
             error = node.weight - affine.dequantize(affine.quantize(node.weight, params), params)
             self._weights[key] = _taps(np.square(error, dtype=np.float64), node)
         return self._weights[key]
+
+
+def _program(config: QuantConfig) -> tuple[bool, str]:
+    """What configurations of one program share."""
+    return config.scheme == "symmetric_power2", config.precision
 
 
 def clipped_share(histogram: Histogram, params: QuantParams) -> float:

@@ -111,6 +111,18 @@ def choose_params(lo: float, hi: float, scheme: str, bits: int = 8) -> QuantPara
     largest q. symmetric_uint8: u with zero point 0 when lo >= 0, else symmetric. symmetric_power2: symmetric, scale
     rounded up to a power of two. Raises ValueError for a range that is not finite or not ordered.
     """
+    scale, steps = choose_scale(lo, hi, scheme, bits), (1 << bits) - 1
+    if scheme == "asymmetric":
+        zero_point = min(max(round(-min(float(lo), 0.0) / float(scale)), 0), steps)
+        return QuantParams(scale, np.array(zero_point, np.int32), 0, steps)
+    if scheme == "symmetric_uint8" and lo >= 0:
+        return QuantParams(scale, _ZERO, 0, steps)
+    largest = (1 << (bits - 1)) - 1
+    return QuantParams(scale, _ZERO, -largest - 1, largest)
+
+
+def choose_scale(lo: float, hi: float, scheme: str, bits: int = 8) -> NDArray[np.float32]:
+    """The scale alone of ``choose_params``, with the same errors: clipping tries hundreds of ranges a tensor."""
     if not (math.isfinite(lo) and math.isfinite(hi)):
         raise ValueError(f"range [{lo}, {hi}]: expected finite numbers")
     if lo > hi:
@@ -119,15 +131,12 @@ def choose_params(lo: float, hi: float, scheme: str, bits: int = 8) -> QuantPara
     steps, largest = (1 << bits) - 1, (1 << (bits - 1)) - 1
     lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
     if scheme == "asymmetric":
-        scale = _scale((hi - lo) / steps)
-        zero_point = min(max(round(-lo / float(scale)), 0), steps)
-        return QuantParams(scale, np.array(zero_point, np.int32), 0, steps)
+        return _scale((hi - lo) / steps)
     if scheme == "symmetric_uint8" and lo >= 0:
-        return QuantParams(_scale(hi / steps), _ZERO, 0, steps)
+        return _scale(hi / steps)
     if scheme not in ("symmetric", "symmetric_uint8", "symmetric_power2"):
         raise ValueError(f"unknown scheme '{scheme}'")
-    scale = _scale(max(-lo, hi) / largest, power2=scheme == "symmetric_power2")
-    return QuantParams(scale, _ZERO, -largest - 1, largest)
+    return _scale(max(-lo, hi) / largest, power2=scheme == "symmetric_power2")
 
 
 def weight_params(w: NDArray[np.floating], granularity: str, scheme: str, bits: int = 8, axis: int = 0) -> QuantParams:

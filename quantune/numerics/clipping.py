@@ -20,7 +20,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.numerics.affine import choose_params
+from quantune.numerics.affine import choose_scale
 from quantune.numerics.histogram import Histogram
 
 PERCENTILE = 99.99
@@ -56,30 +56,32 @@ def _kl(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     if h.count - h.zeros < FEWEST_VALUES:
         return whole
     counts, centers, width = _coarsen(h, 2 << bits)
+    before = np.concatenate([[0.0], np.cumsum(counts)])  # whole numbers: exact in any order
     best, cost = whole, math.inf
     for lo, hi in _windows(h, scheme, bits):
-        params = choose_params(lo, hi, scheme, bits)
-        if params.scale < width:  # less than a bin to a level: the histogram cannot see the steps
-            continue
-        inside = (centers >= lo) & (centers <= hi)
-        level = np.rint(centers[inside] / float(params.scale)).astype(np.int64)
-        found = _divergence(counts, inside, level)
+        scale = float(choose_scale(lo, hi, scheme, bits))
+        if (
+            scale < width
+        ):  # less than a bin to a level: the histogram cannot see the steps, nor those of narrower ranges
+            break
+        first, end = int(np.searchsorted(centers, lo)), int(np.searchsorted(centers, hi, "right"))
+        level = np.rint(centers[first:end] / scale).astype(np.int64)
+        found = _divergence(counts[first:end], before[first], before[-1] - before[end], level)
         if found < cost:
             best, cost = (lo, hi), found
     return best
 
 
-def _divergence(counts: NDArray[np.float64], inside: NDArray[np.bool_], level: NDArray[np.int64]) -> float:
+def _divergence(kept: NDArray[np.float64], below: float, above: float, level: NDArray[np.int64]) -> float:
     """Kullback-Leibler divergence between the cut distribution and the same after quantization.
 
-    The reference has the values outside added to its border bins. The candidate has not, and spreads what falls on a
-    level evenly over that level's bins that the reference occupies; a bin with none gets half a count instead of 0.
+    The reference has the values outside, ``below`` and ``above``, added to its border bins. The candidate has not, and
+    spreads what falls on a level evenly over that level's bins that the reference occupies; a bin with none gets half a
+    count instead of 0.
     """
-    kept = counts[inside]
-    first = int(np.argmax(inside))
     reference = kept.copy()
-    reference[0] += counts[:first].sum()
-    reference[-1] += counts[first + len(kept) :].sum()
+    reference[0] += below
+    reference[-1] += above
     occupied = reference > 0
     level = level - level[0]
     share = np.bincount(level, weights=kept) / np.maximum(np.bincount(level, weights=occupied), 1)
@@ -93,7 +95,7 @@ def _mse(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     counts, centers = h.counts.astype(np.float64), h.centers
     best, cost = (h.minimum, h.maximum), math.inf
     for lo, hi in _windows(h, scheme, bits):
-        step = float(choose_params(lo, hi, scheme, bits).scale)
+        step = float(choose_scale(lo, hi, scheme, bits))
         beyond = np.maximum(lo - centers, centers - hi)
         outside = beyond > 0
         rounding = step * step / 12 * (counts.sum() - counts[outside].sum())
@@ -168,7 +170,7 @@ def _windows(h: Histogram, scheme: str, bits: int) -> list[tuple[float, float]]:
     top = max(-lo, hi)
     if scheme == "symmetric_power2":
         largest = (1 << (bits - 1)) - 1
-        scale = float(choose_params(lo, hi, scheme, bits).scale)
+        scale = float(choose_scale(lo, hi, scheme, bits))
         tops = [top, *(math.ldexp(scale * largest, -k) for k in range(1, _OCTAVES + 1))]
     else:
         tops = [top * 2 ** (-k / _STEPS_PER_OCTAVE) for k in range(_OCTAVES * _STEPS_PER_OCTAVE + 1)]

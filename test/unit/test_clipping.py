@@ -178,3 +178,53 @@ def test_zeros_alone_and_nothing_at_all(clip: str) -> None:
 def test_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="'entropy', expected max, kl"):
         clip_range(of(np.ones(3)), "entropy", "asymmetric")
+
+
+def _kl_by_the_formula(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
+    """The rule written out: every window, masks instead of borders, and nothing shared between windows."""
+    counts, centers, width = clipping._coarsen(h, 2 << bits)
+    best, cost = (min(h.minimum, 0.0), max(h.maximum, 0.0)), np.inf
+    for lo, hi in clipping._windows(h, scheme, bits):
+        scale = float(choose_params(lo, hi, scheme, bits).scale)
+        if scale < width:
+            continue
+        inside = (centers >= lo) & (centers <= hi)
+        kept, first = counts[inside], int(np.argmax(inside))
+        reference = kept.copy()
+        reference[0] += counts[:first].sum()
+        reference[-1] += counts[first + len(kept) :].sum()
+        occupied = reference > 0
+        level = np.rint(centers[inside] / scale).astype(np.int64)
+        share = {each: kept[level == each].sum() / max(occupied[level == each].sum(), 1) for each in set(level)}
+        candidate = np.array([max(share[each], 0.5) for each in level[occupied]])
+        reference = reference[occupied]
+        total = reference.sum()
+        found = (reference * np.log(reference / candidate)).sum() / total - np.log(total / candidate.sum())
+        if found < cost:
+            best, cost = (lo, hi), found
+    return best
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["uniform", "normal", "laplace", "relu", "student", "outlier", "silu"]),
+    st.integers(1200, 20_000),
+    st.integers(-30, 30),
+    st.floats(-2, 2),
+    st.integers(2, 6),
+    scheme,
+)
+def test_kl_is_the_formula_bit_for_bit(
+    name: str, count: int, exponent: int, shift: float, bits: int, scheme: str
+) -> None:
+    x = np.ldexp(samples(name, count) + np.float32(shift), exponent)
+    h = of(np.maximum(x, 0) if name == "relu" else x)
+    if h.count - h.zeros >= clipping.FEWEST_VALUES:
+        assert clipping._kl(h, scheme, bits) == _kl_by_the_formula(h, scheme, bits)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["relu", "student"])
+def test_kl_of_eight_bits_is_the_formula(name: str, scheme: str) -> None:
+    h = of(samples(name))
+    assert clipping._kl(h, scheme, 8) == _kl_by_the_formula(h, scheme, 8)

@@ -1,4 +1,4 @@
-"""Predicted noise: which programs a search is going to need, and in which order."""
+"""Predicted noise: which configurations and programs a search is going to need, and in which order."""
 
 from __future__ import annotations
 
@@ -41,26 +41,37 @@ def _programs(configs: list[QuantConfig]) -> list[tuple[bool, str]]:
     return [(config.scheme == "symmetric_power2", config.precision) for config in configs]
 
 
-def test_programs_come_in_the_order_in_which_the_search_asks_for_them(proxies: Proxies) -> None:
+def _by_prior(proxies: Proxies) -> list[QuantConfig]:
+    return sorted(LEVEL1, key=lambda c: -proxies.prior({name: getattr(c, name) for name in PARAMETERS}))
+
+
+def test_what_comes_first_and_then_a_configuration_of_each_program(proxies: Proxies) -> None:
     first = QuantConfig(scheme="symmetric_power2")
-    every = proxies.programs([first], PRECISIONS, None, 8)
-    assert every[0] == first
-    assert len(set(_programs(every))) == len(every) == 4
-    by_prior = sorted(LEVEL1, key=lambda c: -proxies.prior({name: getattr(c, name) for name in PARAMETERS}))
-    ranks = [by_prior.index(config) for config in every[1:]]
-    assert ranks == sorted(ranks)
+    found = proxies.upcoming([first], PRECISIONS, None, 5, str)
+    assert found[0] == first
+    assert found[1:5] == [config for config in _by_prior(proxies) if config != first][:4]
+    assert len(set(_programs(found))) == 4
+    later = _programs(found[5:])
+    assert len(set(later)) == len(later)
+    assert not set(later) & set(_programs(found[:5]))
 
 
-def test_a_short_search_needs_few_programs(proxies: Proxies) -> None:
-    assert proxies.programs([QuantConfig()], PRECISIONS, 1, 8) == [QuantConfig()]
-    few = proxies.programs([QuantConfig()], PRECISIONS, 8, 8)
-    assert 1 <= len(few) < 4
-    assert few == proxies.programs([QuantConfig()], PRECISIONS, 9, 8)[: len(few)]
+def test_a_short_search_needs_what_it_measures(proxies: Proxies) -> None:
+    assert proxies.upcoming([QuantConfig()], PRECISIONS, 1, 8, str) == [QuantConfig()]
+    eight = proxies.upcoming([QuantConfig()], PRECISIONS, 8, 8, str)
+    assert len(eight) == len(set(eight)) == 8
+    assert proxies.upcoming([QuantConfig()], PRECISIONS, 3, 8, str) == eight[:3]
+    assert proxies.upcoming([QuantConfig()], PRECISIONS, 9, 8, str)[:8] == eight
 
 
-def test_programs_keep_the_bit_widths_and_the_precisions(proxies: Proxies) -> None:
+def test_one_of_the_configurations_that_compute_the_same(proxies: Proxies) -> None:
+    found = proxies.upcoming([QuantConfig()], PRECISIONS, 8, 8, lambda c: f"{c.scheme} {c.clip}")
+    assert len(found) == len({(config.scheme, config.clip) for config in found}) == 8
+
+
+def test_bit_widths_and_precisions_are_kept(proxies: Proxies) -> None:
     narrow = replace(QuantConfig(), bits=BitWidths.parse("w4"))
-    found = proxies.programs([narrow], ("int8",), None, 8)
+    found = proxies.upcoming([narrow], ("int8",), None, 8, str)
     assert {config.bits for config in found} == {narrow.bits}
     assert {config.precision for config in found} == {"int8"}
-    assert len(found) == 2
+    assert set(_programs(found)) == {(True, "int8"), (False, "int8")}
