@@ -47,6 +47,7 @@ class Proxies:
         self._architecture = tuple(architecture(network).values())
         self._known: dict[QuantConfig, tuple[float, ...]] = {}
         self._weights: dict[tuple[str, bytes], NDArray[np.float64]] = {}
+        self._layers: dict[tuple[str, QuantParams, QuantParams], tuple[float, float, float, float]] = {}
 
     def features(self, params: Mapping[str, Any]) -> tuple[float, ...]:
         """FEATURES and ARCHITECTURE of a trial's parameters."""
@@ -99,15 +100,20 @@ class Proxies:
 
     def _layer(self, node: Node, plan: QuantizationPlan) -> tuple[float, float, float, float]:
         """Mean over output channels of min(r, 1): in all, and of rounding, clipping and weights alone."""
+        key = node.name, plan.activations[node.inputs[0]], plan.weights[node.name]
+        if key not in self._layers:  # configurations differ in few of them
+            self._layers[key] = self._noises(node, key[1], key[2])
+        return self._layers[key]
+
+    def _noises(self, node: Node, x: QuantParams, w: QuantParams) -> tuple[float, float, float, float]:
         assert node.weight is not None
         power_in, power_out = self._power[node.inputs[0]], self._output_power(node)
-        x = plan.activations[node.inputs[0]]
         squares = _taps(np.square(node.weight, dtype=np.float64), node)
         lost = clipped_share(self._reference[node.inputs[0]], x)
         channels = _by_output(power_in, node)
         rounding = float(x.scale) ** 2 / 12 * squares.sum(axis=1)
         clipping = lost * (squares * channels).sum(axis=1)
-        weights = (self._weight_error(node, plan.weights[node.name]) * channels).sum(axis=1)
+        weights = (self._weight_error(node, w) * channels).sum(axis=1)
         signal = np.maximum(power_out, _FLOOR)
         noises = (rounding + clipping + weights, rounding, clipping, weights)
         total, *parts = (float(np.minimum(noise / signal, 1.0).mean()) for noise in noises)
