@@ -125,9 +125,18 @@ def strip_annotations(op: ir.Operation | ir.OpView) -> None:
         )
 
 
+KERNEL = "stream.executable"
+"""The operation that holds generated code, which is most of a lowered module and none of the network."""
+
+
 def walk(root: ir.Operation | ir.OpView) -> Iterator[ir.Operation]:
-    """All operations under `root`, itself first, in program order; take the list of them before erasing any."""
+    """All operations under `root` but those in a `KERNEL`, itself first, in program order.
+
+    Take the list of them before erasing any.
+    """
     yield root.operation
+    if root.operation.name == KERNEL:
+        return
     for region in root.operation.regions:
         for block in region.blocks:
             for op in block.operations:
