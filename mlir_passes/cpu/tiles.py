@@ -10,6 +10,7 @@ _LATENCY = 4  # cycles until a product's sum can be added to again
 _STEP_OVERHEAD = 0.5
 _EPILOGUE = 4.0  # cycles for one accumulator
 _FIRST_CACHE = 32 << 10
+_FROM_SECOND_CACHE = 1.1  # cycles for a vector of weights that the first one cannot hold
 
 
 def choose_tile(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4) -> Tile:
@@ -36,7 +37,7 @@ def ranked_tiles(x: Layout, y: Layout, window: Window, isa: Isa, group: int = 4)
     def cycles(tile: Tile) -> float:
         pixels = tile.rows * tile.columns
         sums = pixels * tile.blocks
-        streamed = tile.blocks if steps * tile.blocks * isa.width > _FIRST_CACHE else 0
+        streamed = tile.blocks * _FROM_SECOND_CACHE if steps * tile.blocks * isa.width > _FIRST_CACHE else 0
         step = max(sums / 2, (pixels + tile.blocks) / 2, streamed, _LATENCY) + _STEP_OVERHEAD
         tiles = -(-y.h // tile.rows) * -(-y.w // tile.columns) * -(-blocks // tile.blocks)
         return tiles * (steps * step + sums * _EPILOGUE)
