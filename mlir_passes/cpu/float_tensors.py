@@ -15,7 +15,9 @@ from mlir_passes.cpu.kernels.text import Layout
 from mlir_passes.cpu.patterns import Padded
 
 DENSE, DEPTHWISE, MATMUL = "linalg.conv_2d_nhwc_hwcf", "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
+GROUPED = "linalg.conv_2d_nhwgc_gfhwc"
 SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
+_WINDOWED = (DENSE, GROUPED, DEPTHWISE, SUM_POOL)
 _ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache
 _GAP = 16
 
@@ -31,12 +33,12 @@ class FloatTensors:
         """How a kernel writes a value: with the zeros around it that its readers want."""
         plain = image_layout(value, floating=True)
         pads = [use.owner.operation for use in value.uses if use.owner.operation.name == "tensor.pad"]
-        wanted = [padded(pad.results[0]) for pad in pads if _is_read_by(pad.results[0], (DENSE, DEPTHWISE, SUM_POOL))]
+        wanted = [padded(pad.results[0]) for pad in pads if _is_read_by(pad.results[0], _WINDOWED)]
         sides = {
             side: max((getattr(each, side) for each in wanted), default=0)
             for side in ("top", "left", "bottom", "right")
         }
-        dense = any(_is_read_by(each, (DENSE,)) for each in (value, *(pad.results[0] for pad in pads)))
+        dense = any(_is_read_by(each, (DENSE, GROUPED)) for each in (value, *(pad.results[0] for pad in pads)))
         gap = _GAP if dense and plain.c % _ALIASING == 0 and plain.w > 1 else 0
         return replace(plain, **sides, pixel=plain.c + gap if gap else 0)
 
@@ -80,8 +82,10 @@ def is_float_image(value: ir.Value) -> bool:
 
 
 def _is_read_by(value: ir.Value, names: tuple[str, ...]) -> bool:
-    """Whether one of these operations is among the readers."""
-    return any(use.owner.operation.name in names for use in value.uses)
+    """Whether one of these operations is among the readers; a grouped one reads channels that are split."""
+    readers = [use.owner.operation for use in value.uses]
+    readers += [use.owner.operation for op in readers if op.name == "tensor.expand_shape" for use in op.results[0].uses]
+    return any(reader.name in names for reader in readers)
 
 
 def _bordered(value: ir.Value, layout: Layout) -> ir.Value:

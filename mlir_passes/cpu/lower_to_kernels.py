@@ -7,7 +7,7 @@ before -> after:
     q(dq(y) + dq(r)), y read by nobody else          ->     the same kernel, with r' and the sum's numbers
     depthwise, matmul, average, max-pool, add, concat, quantizing the input: likewise
 
-    clamp(conv(x, W) + b) or clamp(clamp(conv(x, W) + b) + r) in f32, or matmul   ->     one flow.dispatch
+    clamp(conv(x, W) + b) or clamp(clamp(conv(x, W) + b) + r) in f32, or matmul   ->     one flow.dispatch; grouped too
     depthwise, average, max-pool, concat, channel shuffle in f32, transposing the input: likewise, bordered by 0
 
     x' = x + 128, held as u8; W' = W in the order in which the kernel reads it; B' = B − 128·ΣW, exact in 32 bits
@@ -16,8 +16,7 @@ The kernels stand in the module as stream.executables. Dispatches and kernels of
 form, which these bindings can hold. Constants keep the tag of the constant they come from, or get one of the same
 layer, and the text depends on shapes only: one compiled program serves every set of numbers. Where another operation
 reads or writes a tensor of a kernel, it is converted there; what no kernel covers stays as it is.
-Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: in f32 grouped convolutions and arithmetic that
-is not behind a layer.
+Requires: quantune-to-nhwc, and no folding pass before it. Leaves alone: f32 arithmetic that is not behind a layer.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.build import constant, relaid_constant
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.float_tensors import DENSE, DEPTHWISE, MATMUL, FloatTensors, is_float_image, padded
+from mlir_passes.cpu.float_tensors import DENSE, DEPTHWISE, GROUPED, MATMUL, FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window
+from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
 from mlir_passes.cpu.kernels.text import Layout, joined_images
@@ -35,7 +35,10 @@ class _Tail:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer to be emitted where its tail ends. weight: [kh, kw, ci, co], of a depthwise convolution [kh, kw, c]."""
+    """A layer to be emitted where its tail ends.
+
+    weight: [kh, kw, ci of a group, co], of a depthwise convolution [kh, kw, c].
+    """
 
     op: ir.Operation
     source: Padded
@@ -43,6 +46,7 @@ class _Layer:
     bias: np.ndarray
     window: Window
     tail: _Tail
+    groups: int = 1
 
 
 class FloatSelection:
@@ -62,6 +66,8 @@ class FloatSelection:
             self._emit(self.waiting.pop(op.results[0]))
 
     def _layer(self, op: ir.Operation) -> _Layer | None:
+        if op.name == "tensor.collapse_shape":
+            return self._grouped(op)
         if op.name not in (DENSE, DEPTHWISE, MATMUL):
             return None
         if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]):
@@ -78,6 +84,32 @@ class FloatSelection:
         source = padded(op.operands[0])
         window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
         return _Layer(op, source, weight, bias, window, tail)
+
+    def _grouped(self, joined: ir.Operation) -> _Layer | None:
+        """The grouped convolution whose channels ``joined`` brings together."""
+        op = match.owner(joined.operands[0])
+        if (
+            op is None
+            or op.name != GROUPED
+            or len(list(op.results[0].uses)) != 1
+            or not is_float_image(joined.results[0])
+        ):
+            return None
+        split, init = match.owner(op.operands[0]), match.init_of(op)
+        weight, channels = relaid_constant(op.operands[1]), match.shape_of(joined.results[0])[-1]
+        started = match.owner(init)
+        if started is not None and started.name == "tensor.expand_shape":
+            init = started.operands[0]
+        bias = _bias(init, channels)
+        if split is None or split.name != "tensor.expand_shape" or weight is None or bias is None:
+            return None
+        if channels < self.isa.lanes:
+            return None
+        g, f, kh, kw, c = weight.shape
+        weight = weight.transpose(2, 3, 4, 0, 1).reshape(kh, kw, c, g * f)
+        source = padded(split.operands[0])
+        tail = self._tail(joined.results[0], with_residual=True)
+        return _Layer(op, source, weight, bias, patterns.window_of(op, (kh, kw), source), tail, g)
 
     def _emit(self, layer: _Layer) -> None:
         tail, tensors = layer.tail, self.tensors
@@ -96,7 +128,8 @@ class FloatSelection:
             x, y, *others = joined_images([x, y, *([] if residual is None else [residual])])
             residual = others[0] if others else None
         form = FloatForm(tail.inner, tail.outer, residual)
-        return Conv(x, y, window, form, choose_tile(x, y, window, self.isa, group=1), self.isa)
+        tile = choose_tile(*one_unit(x, y, layer.groups, self.isa.lanes), window, self.isa, group=1)
+        return Conv(x, y, window, form, tile, self.isa, layer.groups)
 
     def _tail(self, value: ir.Value, *, with_residual: bool) -> _Tail:
         value, inner = _clamps(value)

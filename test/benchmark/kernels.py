@@ -59,17 +59,17 @@ class Overlaid(Layout):
 def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) -> Conv | Depthwise:
     """The kernel for one shape, with bounds as a ReLU6 has them."""
     kind, size, ci, co, window, stride = shape
-    around = window // 2
+    around, groups = window // 2, GROUPS if kind == "grouped" else 1
     if real:
         x = Layout(size * stride + 2 * around, size * stride + 2 * around, ci, floating=True)
         y, place = Layout(size, size, co, floating=True), Window((window, window), (stride, stride))
-        return Conv(x, y, place, FloatForm((0.0, 6.0)), choose_tile(x, y, place, isa, group=1), isa)
+        tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa, group=1)
+        return Conv(x, y, place, FloatForm((0.0, 6.0)), tile, isa, groups)
     packed = ci < 4
     x = Layout(size * stride, size * stride, ci, around, around, around, around + packed, packed=packed)
     y, place = Layout(size, size, co), Window((window, window), (stride, stride), (1, 1), around, around)
     if kind == "depthwise":
         return Depthwise(x, y, place, Form(MULTIPLIER), isa)
-    groups = GROUPS if kind == "grouped" else 1
     tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa)
     return Conv(x, y, place, Form(MULTIPLIER), tile, isa, groups)
 
@@ -138,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{'layer':<34} {'tile':<9} {'us':>8} {'GMAC/s':>8}")
     for shape in SHAPES:
-        if options.real and (shape[0] != "conv" or shape[3] < 16):
+        if options.real and shape[0] == "depthwise":
             continue
         first = kernel(shape, VARIANTS[options.variant], real=options.real)
         kind, size, ci, co, window, stride = shape
