@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,9 @@ from quantune.space import CALIBRATION_SIZES
 from quantune.versions import versions
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""Programs that are built in the background at a time."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Builder:
         self._ranges: dict[int, Ranges] = {}
         self._weights: KnownWeights = {}
         self._built: dict[str, Built] = {}  # by identity
-        self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
+        self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
+        self._closing = threading.Event()
         self._compiling: dict[str, threading.Lock] = {}
         self._building: dict[str, threading.Lock] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
@@ -200,19 +205,25 @@ class Builder:
     # Building
 
     def prepare(self, configs: Iterable[QuantConfig] = (), *, calibration: bool = False) -> None:
-        """Build in the background, one after the other, what will be asked for: a failure is told there.
+        """Build in the background, in this order, what will be asked for: a failure is told there.
 
-        calibration: the program that calibrates, before the configurations.
+        Two are at work at a time, one in the passes while another is being compiled. calibration: the program that
+        calibrates, and then the configurations, one after the other: it is wanted first.
         """
-        if calibration and self.calib is not None:
-            self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
-        for config in configs:
-            self._ahead.submit(_quietly, self.build, config)
+        jobs = [partial(_quietly, self.build, config) for config in configs]
+        if not calibration or self.calib is None:
+            for job in jobs:
+                self._ahead.submit(job)
+            return
+        jobs.insert(0, partial(_quietly, self._compile_instrumented, observed(self.model.network)))
+        self._ahead.submit(lambda: [job() for job in jobs if not self._closing.is_set()])
 
     def close(self) -> None:
         """Forget what `prepare` has not begun, and wait for what it has."""
+        self._closing.set()
         self._ahead.shutdown(cancel_futures=True)
-        self._ahead = ThreadPoolExecutor(1, "quantune-ahead")
+        self._closing.clear()
+        self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
         """The scales and zero points of a configuration; None for a float one."""

@@ -226,7 +226,7 @@ def test_what_is_prepared_is_built_before_it_is_asked_for(
     builder = Builder(model, HOST, calib=_split(), cache=ArtifactCache(tmp_path), sizes=(5,))
     f32 = QuantConfig(precision="f32")
     builder.prepare([f32], calibration=True)
-    builder._ahead.submit(int).result()  # one after the other: those before it are done
+    builder._ahead.shutdown()  # waits for them
     monkeypatch.setattr(builder_module, "compile_module", None)
     built = builder.build(f32)
     assert not built.program.cached
