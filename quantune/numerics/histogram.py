@@ -70,9 +70,12 @@ class Histogram:
         zero = -self._first
         for start in range(0, flat.size, _BLOCK):
             block = flat[start : start + _BLOCK]
-            index = np.floor(block * inverse if self.exponent <= 0 else block.astype(np.float64) * inverse)
-            self.counts += np.bincount(index.astype(np.intp) + zero, minlength=size)
-            zeros = block.size - np.count_nonzero(block)
+            index = block * inverse if self.exponent <= 0 else block.astype(np.float64) * inverse
+            if zero:  # else none is negative, and the conversion to integers rounds down
+                np.floor(index, out=index)
+                index += zero  # whole numbers far below 2**24: exact
+            self.counts += np.bincount(index.astype(np.intp), minlength=size)
+            zeros = int(np.count_nonzero(block == 0))
             self.counts[zero] -= zeros
             self.zeros += zeros
         self.count += flat.size
