@@ -258,22 +258,18 @@ class Builder:
 
     def build(self, config: QuantConfig) -> Built:
         """Program and numbers of a configuration, as a search evaluates it."""
-        start = time.monotonic()
         key = self.identity(config)
         with self._building.setdefault(key, threading.Lock()):  # it may be at work in the background
             if key not in self._built:
-                self._built[key] = self._build(config, start)
+                self._built[key] = self._build(config)
             return self._built[key]
 
-    def _build(self, config: QuantConfig, start: float) -> Built:
-        planned = time.monotonic()
+    def _build(self, config: QuantConfig) -> Built:
+        start = time.monotonic()
         lowered = self.lower(config, outline=not config.is_float)
-        passed = time.monotonic()
+        passes = time.monotonic() - start
         program = self._compile(lowered.module, self.target)
-        seconds = {
-            "plan": planned - start, "passes": passed - planned,
-            "compile": 0.0 if program.cached else program.seconds,
-        }  # fmt: skip
+        seconds = {"passes": passes, "compile": 0.0 if program.cached else program.seconds}
         return Built(program, lowered.parameters, lowered.pipeline, lowered.parameter_bytes, seconds)
 
     def forget(self, config: QuantConfig) -> None:
