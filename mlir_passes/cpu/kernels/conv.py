@@ -328,9 +328,10 @@ def work_range(k: Kernel, workgroup: str, tiles: int, workgroups: int) -> tuple[
 
 def split_work(work: int, row_tiles: int, channel_tiles: int = 1) -> tuple[int, int]:
     """Workgroups along rows and channels for ``work`` multiplications: enough for several threads, none too small."""
-    wanted = max(1, min(16, work // 500_000))
+    # 24 and more would be handed out by eights to three workers: to two of them twice as many as to the third.
+    wanted = max(1, min(16, work // 250_000))
     if row_tiles >= 2 * wanted or channel_tiles == 1:
         return min(wanted, row_tiles), 1
     if channel_tiles >= wanted:
         return 1, wanted
-    return min(row_tiles, -(-wanted // channel_tiles)), channel_tiles
+    return min(row_tiles, wanted // channel_tiles), channel_tiles
