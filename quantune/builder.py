@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +107,6 @@ class Builder:
         self._weights: KnownWeights = {}
         self._built: dict[str, Built] = {}  # by identity
         self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
-        self._closing = threading.Event()
         self._compiling: dict[str, threading.Lock] = {}
         self._building: dict[str, threading.Lock] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
@@ -208,21 +206,16 @@ class Builder:
         """Build in the background, in this order, what will be asked for: a failure is told there.
 
         Two are at work at a time, one in the passes while another is being compiled. calibration: the program that
-        calibrates, and then the configurations, one after the other: it is wanted first.
+        calibrates, before the configurations.
         """
-        jobs = [partial(_quietly, self.build, config) for config in configs]
-        if not calibration or self.calib is None:
-            for job in jobs:
-                self._ahead.submit(job)
-            return
-        jobs.insert(0, partial(_quietly, self._compile_instrumented, observed(self.model.network)))
-        self._ahead.submit(lambda: [job() for job in jobs if not self._closing.is_set()])
+        if calibration and self.calib is not None:
+            self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
+        for config in configs:
+            self._ahead.submit(_quietly, self.build, config)
 
     def close(self) -> None:
         """Forget what `prepare` has not begun, and wait for what it has."""
-        self._closing.set()
         self._ahead.shutdown(cancel_futures=True)
-        self._closing.clear()
         self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
