@@ -7,12 +7,17 @@ with ir.InsertionPoint(op), op.location:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from torch_mlir import ir
 from torch_mlir.dialects import arith, linalg, tensor
+
+# IREE's dialects have no Python bindings here. Without this, every one of their operations is looked for on disk.
+for _dialect in ("flow", "hal", "stream", "util"):
+    sys.modules.setdefault(f"torch_mlir.dialects.{_dialect}", None)  # type: ignore[arg-type]
 
 #: Names a constant whose numbers are data: `quantune-outline-parameters` makes a parameter of it.
 PARAMETER = "quantune.parameter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,12 @@ class Buffer:
     layout: Layout
 
 
+@functools.lru_cache(maxsize=1024)
+def _text(spec: KernelSpec) -> str:
+    """The text of a kernel; a search lowers one network again and again, and its kernels stay the same."""
+    return spec.text()
+
+
 class Calls:
     """The kernels of a module, and ``buffers``: the form that kernels read of each i8 value they make."""
 
@@ -63,7 +70,7 @@ class Calls:
         return op.results[0]
 
     def _kernel(self, spec: KernelSpec) -> str:
-        text = spec.text()
+        text = _text(spec)
         if text not in self._names:
             kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(spec).__name__).lower()
             self._names[text] = name = f"quantune_{kind}_{len(self._names)}"
