@@ -1,15 +1,18 @@
 """Writes docs/results.md and its plots from what the other benchmarks measured.
 
-  python test/benchmark/results.py [--tables FILE …] [--compiled REPLAY.json] [--authors REPLAY.json] [--docs FOLDER]
+  python test/benchmark/results.py [--tables FILE …] [--compiled REPLAY.json] [--authors REPLAY.json]
+                                   [--peers PEERS.json] [--docs FOLDER]
 
-FILEs are of test/benchmark/table.py, REPLAYs of test/benchmark/search_replay.py --json; without options those in
-docs/results are used. New ones are put there, without the numbers that the page does not need.
+FILEs are of test/benchmark/table.py, REPLAYs of test/benchmark/search_replay.py --json, PEERS of
+test/benchmark/peers.py --json; without options those in docs/results are used. New ones are put there, without the
+numbers that the page does not need.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import textwrap
@@ -32,6 +35,7 @@ REPLAYS = {
         "search_replay.py quantune_imagenet.csv --seeds {seeds}",
     ),
 }
+PEERS = ("onnxruntime", "openvino")
 
 
 def store_tables(tables: Sequence[Measured], path: Path) -> None:
@@ -48,6 +52,24 @@ def store_replay(source: Path, path: Path) -> None:
             model.pop("trials_by_seed", None)
             model.pop("regret_5_95", None)
     path.write_text(json.dumps(replay, indent=1) + "\n", encoding="utf-8")
+
+
+def store_peers(source: Path, path: Path) -> None:
+    """Copy a contest without the times of each round."""
+    report = read_peers(source)
+    for row in report["rows"]:
+        row.pop("rounds_ms", None)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def read_peers(path: Path) -> dict[str, Any]:
+    """A contest's figures. Raises UsageError for a file that has none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        assert report["rows"], "no rows"
+        return report
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UsageError(f"{path}: not what peers.py --json writes ({error})") from error
 
 
 def read_replay(path: Path) -> dict[str, Any]:
@@ -69,17 +91,24 @@ def write_page(folder: Path) -> Path:
     plots.accuracy_against_latency(tables, data / "accuracy_latency.svg")
     plots.option_importance(shares, data / "importance.svg")
     replays = [_section(name, read_replay(data / f"replay_{name}.json"), data) for name in REPLAYS]
+    contest = read_peers(data / "peers.json")
+    contests = [(p, n, document.speed(contest, p, n)) for p in ("int8", "f32") for n in (1, 2)]
     template = (Path(__file__).parent / "results_lib" / "page.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     page = environment.from_string(template).render(
         machine=tables[0].f32.get("machine", "2 processors, x86-64 with AVX512-VNNI"),
         images=tables[0].f32["images"],
+        error=f"{196 * math.sqrt(0.8 * 0.2 / tables[0].f32['images']):.1f}",
         models=document.models(summaries),
         choices=document.choices(summaries),
         training=_training(tables),
         shares=document.shares(shares),
         replays=replays,
         paper=document.paper(summaries),
+        contests=contests,
+        contest_versions=", ".join(f"{name} {contest['versions'][name]}" for name in PEERS),
+        contest_rounds=contest["rounds"],
+        contest_machine=contest["machine"].split(", load")[0],
     )
     path = folder / "results.md"
     path.write_text(page, encoding="utf-8")
@@ -122,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tables", type=Path, nargs="+", metavar="FILE")
     for name in REPLAYS:
         parser.add_argument(f"--{name}", type=Path, metavar="REPLAY.json")
+    parser.add_argument("--peers", type=Path, metavar="PEERS.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER")
     arguments = parser.parse_args(argv)
     data = arguments.docs / "results"
@@ -132,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in REPLAYS:
             if source := getattr(arguments, name):
                 store_replay(source, data / f"replay_{name}.json")
+        if arguments.peers:
+            store_peers(arguments.peers, data / "peers.json")
         print(write_page(arguments.docs))
     except QuantuneError as error:
         print(f"results.py: error: {error}", file=sys.stderr)

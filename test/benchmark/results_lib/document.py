@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,14 @@ def models(summaries: Sequence[Summary]) -> str:
         (
             s.model, _percent(s.f32["accuracy"]), _percent(s.best["accuracy"]), f"{-s.drop:+.2f}",
             _percent(s.default["accuracy"]), _percent(s.median), _percent(s.worst),
-            f"{s.losing_a_point} of {s.configurations}", str(s.programs),
+            f"{s.losing_a_point} of {s.configurations}", str(s.programs), str(s.distinct),
             f"{s.f32['latency_ms'] / s.best['latency_ms']:.1f}x", f"{s.f32['size_bytes'] / s.best['size_bytes']:.2f}x",
         )
         for s in summaries
     ]  # fmt: skip
     heads = (
         "model", "f32", "best of all", "points", "default int8", "median", "worst", "lose over a point", "programs",
-        "faster", "smaller",
+        "distinct", "faster", "smaller",
     )  # fmt: skip
     return _table(heads, rows)
 
@@ -61,10 +62,10 @@ def trials(replay: Mapping[str, Any]) -> str:
     """Trials to each target: geometric mean over the models, and its interval over models."""
     targets = replay["targets_points"]
     rows = [
-        (name, *(_interval(result["geometric_mean"][target]) for target in targets), f"{result['seconds']:.0f}")
+        (name, *(_interval(result["geometric_mean"][target]) for target in targets))
         for name, result in replay["methods"].items()
     ]
-    return _table(("search", *(f"within {t} points" if float(t) else "exact best" for t in targets), "seconds"), rows)
+    return _table(("search", *(f"within {t} points" if float(t) else "exact best" for t in targets)), rows)
 
 
 def per_model(replay: Mapping[str, Any], target: str) -> str:
@@ -76,6 +77,24 @@ def per_model(replay: Mapping[str, Any], target: str) -> str:
         for name, result in methods.items()
     ]
     return _table(("search", *names), rows)
+
+
+def speed(report: Mapping[str, Any], precision: str, threads: int) -> str:
+    """Milliseconds a call of each engine, and in brackets quantune's time over the engine's."""
+    part = [row for row in report["rows"] if (row["precision"], row["threads"]) == (precision, threads)]
+    engines = list(dict.fromkeys(row["engine"] for row in part))
+    cells = {(row["model"], row["engine"]): row for row in part}
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in part):
+        line = [model]
+        for engine in engines:
+            row = cells.get((model, engine))
+            ratio = "" if row is None or row["ratio"] is None else f" ({row['ratio'][0]:.2f})"
+            line.append("–" if row is None else f"{row['ms']:.2f}{ratio}")
+        lines.append(line)
+    ratios = {e: [row["ratio"][0] for row in part if row["engine"] == e and row["ratio"]] for e in engines}
+    means = (f"{statistics.geometric_mean(found):.3f}" if found else "" for found in ratios.values())
+    return _table(("model", *engines), [*lines, ("geometric mean", *means)])
 
 
 def shares(values: Mapping[str, Mapping[str, float]]) -> str:

@@ -32,6 +32,7 @@ class Summary:
     losing_a_point: int
     configurations: int
     programs: int
+    distinct: int
 
     @property
     def drop(self) -> float:
@@ -82,6 +83,7 @@ def summary(measured: Measured) -> Summary:
         losing_a_point=sum(f32["accuracy"] - a > 0.01 + 1e-9 for a in accuracies),
         configurations=len(rows),
         programs=len({row["program"] for row in rows}),
+        distinct=len({row["identity"] for row in rows}),
     )
 
 
