@@ -146,13 +146,18 @@ def _line(trial: TuningTrial, is_baseline: bool) -> str:
     score = trial.score
     latency = "" if score.latency_ms is None else f"{score.latency_ms:8.3f} ms"
     size = f"{score.size_bytes / 1e6:7.2f} MB"
-    return f"{name} {score.accuracy:7.2%} {latency} {size}  {trial.seconds:5.1f} s  {trial.config.brief}"
+    return f"{name} {_top1(score):>8} {latency} {size}  {trial.seconds:5.1f} s  {trial.config.brief}"
 
 
 def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, str]:
     against = "" if base is None or base is score else str(accuracy_difference(score, base)).split(" points (")[0]
     latency = "" if score.latency_ms is None else f"{score.latency_ms:.3f}"
-    return f"{score.accuracy:.2%}", against, latency, f"{size / 1e6:.2f}"
+    return _top1(score), against, latency, f"{size / 1e6:.2f}"
+
+
+def _top1(score: Score) -> str:
+    """The accuracy; ~ before what was estimated from the first images, because the trial stopped early."""
+    return ("~" if "stopped_early" in score.details else "") + f"{score.accuracy:.2%}"
 
 
 def _duration(seconds: float) -> str:

@@ -105,6 +105,21 @@ def _finalists(trials: Sequence[TuningTrial]) -> list[TuningTrial]:
     return [t for t in trials if t.retimed] or list(trials)
 
 
+def to_time(trials: Sequence[TuningTrial], count: int) -> list[TuningTrial]:
+    """Of ranked trials the first ``count``, and the best of every program (``details["program"]``) not among them.
+
+    A program is timed once during a search: one bad moment must not decide over all of its configurations.
+    """
+    chosen = {_program(t): t for t in reversed(trials)}
+    first = list(trials[:count])
+    known = {_program(t) for t in first} | {None}
+    return [*first, *(t for t in trials if _program(t) not in known and chosen[_program(t)] is t)]
+
+
+def _program(trial: TuningTrial) -> str | None:
+    return None if trial.score is None else trial.score.details.get("program")
+
+
 def with_latencies(trials: Iterable[TuningTrial], latencies: Mapping[QuantConfig, float]) -> list[TuningTrial]:
     """The trials with the latencies (ms) of a final timing in place of their own."""
     return [

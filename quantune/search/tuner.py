@@ -41,7 +41,16 @@ from quantune.search.history import (
     without_retried,
 )
 from quantune.search.progress import Budget, TuningEvent
-from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front, ranked, score_of, with_latencies
+from quantune.search.result import (
+    TuningResult,
+    TuningTrial,
+    choose,
+    pareto_front,
+    ranked,
+    score_of,
+    to_time,
+    with_latencies,
+)
 from quantune.search.sampler import Prior
 from quantune.search.stopping import Floor, floor_of
 from quantune.search.store import DATABASE, Store, lease, quarantine
@@ -139,9 +148,7 @@ class _Loop:
         self._store, self._evaluate, self._objective = store, evaluate, objective
         self._strategy, self._to_config, self._budget = strategy, to_config, budget
         self._on_event = on_event
-        self._points = None
-        if strategy.points is not None:
-            self._points = {to_config(p): p for p in strategy.points}
+        self._points = None if strategy.points is None else {to_config(p): p for p in strategy.points}
         self._trials: list[TuningTrial] = []
         self._baselines: dict[str, TuningTrial] = {}
         self._baseline: Score | None = None
@@ -271,7 +278,7 @@ class _Loop:
                 return "every configuration was measured"
             trial = self._strategy.ask(study, unvisited)
             config = self._to_config(trial.params)
-            known = next((t for t in self._trials if self._same(t.config, config)), None)
+            known = next((t for t in self._trials if self._identity(t.config) == self._identity(config)), None)
             self._strategy.seen(repeated=known is not None)
             if known is not None:
                 self._repeat(study, trial, known)
@@ -308,9 +315,6 @@ class _Loop:
         seen = {self._identity(config) for config in (*(t.config for t in self._trials), *self._pending())}
         return [params for config, params in self._points.items() if self._identity(config) not in seen]
 
-    def _same(self, one: QuantConfig, other: QuantConfig) -> bool:
-        return one == other or self._identity(one) == self._identity(other)
-
     def _waiting(self) -> bool:
         return bool(self._store.search.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
@@ -333,12 +337,9 @@ class _Loop:
         params = level1.to_params(config) if self._points is None else dict(self._points[config])
         self._store.search.enqueue_trial(params)
 
-    # Choosing
-
-    def _retime(self, retime: Retime, finalists: int) -> None:
-        quantized = ranked(self._trials, self._objective, self._baseline)[:finalists]
-        floats = [t for t in self._baselines.values() if t.score is not None]
-        configs = [t.config for t in (*floats, *quantized)]
+    def _retime(self, retime: Retime, count: int) -> None:
+        quantized = to_time(ranked(self._trials, self._objective, self._baseline), count)
+        configs = [t.config for t in (*self._baselines.values(), *quantized) if t.score is not None]
         if not quantized:
             return
         self._emit("note", None, None, message=f"timing {len(configs)} finalists side by side")

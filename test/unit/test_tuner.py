@@ -13,7 +13,7 @@ from quantune import space as level1
 from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, UsageError
 from quantune.search.evaluate import Objective, Score, TrialFailed
-from quantune.search.result import TuningTrial, choose, pareto_front
+from quantune.search.result import TuningTrial, choose, pareto_front, to_time
 from quantune.search.tuner import tune
 
 F32, F16 = QuantConfig(precision="f32"), QuantConfig(precision="f16")
@@ -299,6 +299,17 @@ def test_latencies_of_finalists_decide(tmp_path: Path) -> None:
     assert result.best.config == asked[-1]
     assert result.best.score is not None
     assert (result.best.score.latency_ms, result.best.retimed) == (2.0, True)
+
+
+def test_the_best_of_every_program_is_timed_again() -> None:
+    def trial(number: int, program: str | None) -> TuningTrial:
+        details = {} if program is None else {"program": program}
+        return TuningTrial(number, QuantConfig(calib=number + 1), "complete", Score(0.8, 1.0, 1, 10, details))
+
+    trials = [trial(i, program) for i, program in enumerate(("a", "a", "b", None, "b", "c", "a", None))]
+    assert [t.number for t in to_time(trials, 2)] == [0, 1, 2, 5]
+    assert [t.number for t in to_time(trials, 0)] == [0, 2, 5]
+    assert to_time(trials, 9) == trials
 
 
 def test_events_tell_what_happens(tmp_path: Path) -> None:
