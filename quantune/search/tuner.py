@@ -150,13 +150,14 @@ class _Loop:
         self._on_event = on_event
         self._points = None if strategy.points is None else {to_config(p): p for p in strategy.points}
         self._trials: list[TuningTrial] = []
+        self._first: list[QuantConfig] = []
         self._baselines: dict[str, TuningTrial] = {}
         self._baseline: Score | None = None
 
     def run(
         self, baselines: list[QuantConfig], first: list[QuantConfig], retime: Retime | None, finalists: int
     ) -> TuningResult:
-        interrupted = False
+        interrupted, self._first = False, first
         try:
             self._resume()
             # Where `choose` takes a float artifact only if nothing quantized keeps the bound, f32 will do until then.
@@ -285,7 +286,8 @@ class _Loop:
                 continue
             if self._set_floor is not None:
                 best = ranked(self._trials, self._objective, self._baseline)
-                self._set_floor(floor_of(self._objective, best[0].score if best else None, self._baseline))
+                floor = floor_of(self._objective, best[0].score if best else None, self._baseline)
+                self._set_floor(None if config in self._first else floor)  # what reports compare with is no estimate
             measured = self._measure(study, trial, config)
             self._refresh()
             self._emit("finished" if measured.score else "failed", measured, config)
@@ -351,8 +353,6 @@ class _Loop:
         self._trials = with_latencies(self._trials, latencies)
         self._baselines = dict(zip(self._baselines, with_latencies(self._baselines.values(), latencies), strict=True))
         self._baseline = score_of(self._baselines.get("f32"))
-
-    # Telling
 
     @cached_property
     def _size(self) -> int:

@@ -85,6 +85,15 @@ def test_the_floor_is_the_best_so_far_or_the_bound(tmp_path: Path, bench: Bench)
         np.testing.assert_array_equal(floor.reference, other.right(F32))
 
 
+def test_what_comes_first_is_measured_in_full(tmp_path: Path, bench: Bench) -> None:
+    default = min(LEVEL1, key=lambda config: bench.share[config])
+    result = tune(bench, tmp_path, objective=Objective("size", 0.1), sampler="random", first=(default,), max_trials=6,
+                  set_floor=bench.set_floor)  # fmt: skip
+    images = {t.config: t.score.images for t in result.trials if t.score is not None}
+    assert images[default] == IMAGES
+    assert min(images.values()) < IMAGES
+
+
 def test_optuna_is_quiet_and_keeps_its_verbosity(
     tmp_path: Path, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
