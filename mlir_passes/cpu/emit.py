@@ -15,7 +15,7 @@ from torch_mlir.dialects import arith, tensor
 from mlir_passes import match
 from mlir_passes.build import constant, elementwise, layer_of, parameter, set_layer, tensor_type
 from mlir_passes.cpu.kernels.text import NAME, Layout
-from mlir_passes.cpu.patterns import Padded, Parameter, padded
+from mlir_passes.cpu.patterns import MAX_POOL, Padded, Parameter, padded
 
 
 class KernelSpec(Protocol):
@@ -147,6 +147,11 @@ def border_byte(number: Parameter | None) -> int:
     return 0 if number is None else int(number.numbers) + 128
 
 
+def makes_tensor(op: ir.Operation) -> bool:
+    """Whether an operation has one result, a ranked tensor."""
+    return len(op.results) == 1 and isinstance(op.results[0].type, ir.RankedTensorType)
+
+
 def is_image(value: ir.Value) -> bool:
     """Whether a value is a batch of images: [n, h, w, c] or [n, c]."""
     return ir.RankedTensorType(value.type).rank in (2, 4)
@@ -199,7 +204,7 @@ def _read_by(use: ir.OpOperand) -> Padded | None:
     if op.name != "tensor.pad":
         return None
     readers = {each.owner.operation.name for each in op.results[0].uses}
-    if "linalg.pooling_nhwc_max" in readers:
+    if MAX_POOL in readers:
         return None
     return padded(op.results[0])
 

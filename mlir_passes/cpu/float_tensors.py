@@ -12,11 +12,8 @@ from mlir_passes import match
 from mlir_passes.build import tensor_type
 from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, image_layout, is_image, reshaped
 from mlir_passes.cpu.kernels.text import Layout
-from mlir_passes.cpu.patterns import Padded
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, SUM_POOL, Padded
 
-DENSE, DEPTHWISE, MATMUL = "linalg.conv_2d_nhwc_hwcf", "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
-GROUPED = "linalg.conv_2d_nhwgc_gfhwc"
-SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
 _WINDOWED = (DENSE, GROUPED, DEPTHWISE, SUM_POOL)
 _ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache
 _GAP = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,11 @@ from mlir_passes import match
 from mlir_passes.build import constant_array, parameter_name
 from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, SHIFT
+from mlir_passes.cpu.kernels.text import Layout
+
+DENSE, GROUPED = "linalg.conv_2d_nhwc_hwcf", "linalg.conv_2d_nhwgc_gfhwc"
+DEPTHWISE, MATMUL = "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
+SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
 
 _MULTIPLIER = "addi sitofp mulf roundeven addf maximumf minimumf fptosi"
 _REAL = "addi sitofp mulf"
@@ -169,7 +175,35 @@ def shuffled(op: ir.Operation) -> tuple[ir.Value, ...] | None:
     return (a, b) if same else (whole,)
 
 
-def joins_for_shuffle(use: ir.OpOperand) -> bool:
+def joins_channels(op: ir.Operation) -> bool:
+    """Whether a concat joins channels, other than for a shuffle, which takes the two tensors themselves."""
+    if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
+        return False
+    return not all(_joins_for_shuffle(use) for use in op.results[0].uses)
+
+
+def first_channel(op: ir.Operation) -> int | None:
+    """Where a slice begins that takes neighbouring channels of all pixels."""
+    if len(op.operands) != 1 or set(match.ints(op, "static_strides")) != {1}:
+        return None
+    *others, first = match.ints(op, "static_offsets")
+    whole = match.shape_of(op.operands[0])[:-1] == match.shape_of(op.results[0])[:-1]
+    return first if whole and not any(others) else None
+
+
+def is_one_pixel(shape: Sequence[int], layout: Layout) -> bool:
+    """Whether a shape is the [n, 1, 1, c] or the [n, c] of the images in a layout."""
+    pixel = tuple(shape) in ((layout.images, layout.c), (layout.images, 1, 1, layout.c))
+    return pixel and layout.h == layout.w == 1
+
+
+def ungrouped(weight: np.ndarray) -> np.ndarray:
+    """The weight [g, f, kh, kw, c] of a grouped convolution as [kh, kw, c, g * f]."""
+    g, f, kh, kw, c = weight.shape
+    return weight.transpose(2, 3, 4, 0, 1).reshape(kh, kw, c, g * f)
+
+
+def _joins_for_shuffle(use: ir.OpOperand) -> bool:
     """Whether a use of joined channels is a shuffle of the two tensors."""
     reader = use.owner.operation
     for _ in range(2):

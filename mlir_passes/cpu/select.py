@@ -10,7 +10,17 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.build import tensor_type
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.emit import Buffer, Calls, border_byte, image_layout, is_image, is_stored, tag_like, unbordered
+from mlir_passes.cpu.emit import (
+    Buffer,
+    Calls,
+    border_byte,
+    image_layout,
+    is_image,
+    is_stored,
+    makes_tensor,
+    tag_like,
+    unbordered,
+)
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
@@ -18,11 +28,8 @@ from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
 from mlir_passes.cpu.kernels.pointwise import Add
 from mlir_passes.cpu.kernels.pool import SumPool
 from mlir_passes.cpu.kernels.text import Layout, joined_images
-from mlir_passes.cpu.patterns import Padded, Parameter, Requantized, Sum
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, SUM_POOL, Padded, Parameter, Requantized, Sum
 from mlir_passes.cpu.tiles import choose_tile
-
-_DENSE, _GROUPED = "linalg.conv_2d_nhwc_hwcf", "linalg.conv_2d_nhwgc_gfhwc"
-_DEPTHWISE, _MATMUL = "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,7 @@ class Selection:
 
     def visit(self, op: ir.Operation) -> None:
         """Emit the kernel for ``op``, or let it wait for the addition that follows it, or do nothing."""
-        if len(op.results) != 1 or not isinstance(op.results[0].type, ir.RankedTensorType):
-            return
-        if not is_image(op.results[0]):
+        if not makes_tensor(op) or not is_image(op.results[0]):
             return
         if (found := patterns.requantized(op)) is not None:
             self._requantized(found)
@@ -60,7 +65,7 @@ class Selection:
     # Layers
 
     def _requantized(self, found: Requantized) -> None:
-        if found.sums.name in (_DENSE, _GROUPED, _DEPTHWISE, _MATMUL):
+        if found.sums.name in (DENSE, GROUPED, DEPTHWISE, MATMUL):
             layer = self._layer(found)
             if layer is None:
                 return
@@ -68,13 +73,13 @@ class Selection:
                 self.waiting[found.op.results[0]] = layer
             else:
                 self._emit_layer(layer, None, None)
-        elif found.sums.name == "linalg.pooling_nhwc_sum" or patterns.image_sum(found.sums):
+        elif found.sums.name == SUM_POOL or patterns.image_sum(found.sums):
             self._average(found)
 
     def _layer(self, found: Requantized) -> _Layer | None:
         sums, groups = found.sums, 1
         read, weight = sums.operands[0], patterns.parameter_of(sums.operands[1])
-        if sums.name == _GROUPED:
+        if sums.name == GROUPED:
             split = match.owner(read)
             if split is None or split.name != "tensor.expand_shape":
                 return None
@@ -82,11 +87,10 @@ class Selection:
         source = patterns.padded(read)
         if weight is None or source is None or not is_stored(source.value) or not self._fits(source):
             return None
-        if sums.name == _MATMUL:
+        if sums.name == MATMUL:
             return _Layer(found, source, Parameter(weight.numbers[None, None], weight.tag), Window())
-        if sums.name == _GROUPED:
-            g, f, kh, kw, c = weight.numbers.shape
-            weight = Parameter(weight.numbers.transpose(2, 3, 4, 0, 1).reshape(kh, kw, c, g * f), weight.tag)
+        if sums.name == GROUPED:
+            weight = Parameter(patterns.ungrouped(weight.numbers), weight.tag)
         kernel = (weight.numbers.shape[0], weight.numbers.shape[1])
         return _Layer(found, source, weight, patterns.window_of(sums, kernel, source), groups)
 
@@ -98,7 +102,7 @@ class Selection:
         return number is not None and np.array_equal(number.numbers, source.number.numbers)
 
     def _is_added(self, found: Requantized) -> bool:
-        if found.form == REAL or found.sums.name not in (_DENSE, _GROUPED):
+        if found.form == REAL or found.sums.name not in (DENSE, GROUPED):
             return False
         uses = list(found.op.results[0].uses)
         total = patterns.added(uses[0].owner.operation) if len(uses) == 1 else None
@@ -110,13 +114,13 @@ class Selection:
         source = self.calls.buffer(layer.source.value)
         y, number = self._result_layout(found, result)
         other = None if residual is None else self.calls.buffer(residual)
-        if found.sums.name == _DEPTHWISE:
+        if found.sums.name == DEPTHWISE:
             spec: Conv | Depthwise = Depthwise(source.layout, y, layer.window, Form(found.form), self.isa)
         else:
             spec = self._convolution(layer, source.layout, y, None if other is None else other.layout)
         weight = layer.weight.numbers
         packed = self.calls.constant(layer.weight.tag, spec.pack(weight))
-        over = (0, 1) if found.sums.name == _DEPTHWISE else (0, 1, 2)
+        over = (0, 1) if found.sums.name == DEPTHWISE else (0, 1, 2)
         offset = weight.astype(np.int64).sum(axis=over) * (128 - self.isa.zero)
         operands = [source.value, packed, *self._numbers(found, spec, offset, None if total else number)]
         if total is not None and other is not None:

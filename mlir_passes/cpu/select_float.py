@@ -11,13 +11,13 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.build import constant, relaid_constant
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.float_tensors import DENSE, DEPTHWISE, GROUPED, MATMUL, FloatTensors, is_float_image, padded
+from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
 from mlir_passes.cpu.kernels.text import Layout, joined_images
-from mlir_passes.cpu.patterns import Padded
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded
 from mlir_passes.cpu.tiles import choose_tile
 
 _WIDEST = 11  # columns of a depthwise window that are worth writing out
@@ -105,11 +105,11 @@ class FloatSelection:
             return None
         if channels < self.isa.lanes:
             return None
-        g, f, kh, kw, c = weight.shape
-        weight = weight.transpose(2, 3, 4, 0, 1).reshape(kh, kw, c, g * f)
+        groups, weight = weight.shape[0], patterns.ungrouped(weight)
         source = padded(split.operands[0])
+        window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
         tail = self._tail(joined.results[0], with_residual=True)
-        return _Layer(op, source, weight, bias, patterns.window_of(op, (kh, kw), source), tail, g)
+        return _Layer(op, source, weight, bias, window, tail, groups)
 
     def _emit(self, layer: _Layer) -> None:
         tail, tensors = layer.tail, self.tensors

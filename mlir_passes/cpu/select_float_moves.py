@@ -8,16 +8,8 @@ from torch_mlir import ir
 
 from mlir_passes import match
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.emit import Buffer
-from mlir_passes.cpu.float_tensors import (
-    DENSE,
-    DEPTHWISE,
-    MAX_POOL,
-    SUM_POOL,
-    FloatTensors,
-    is_float_image,
-    padded,
-)
+from mlir_passes.cpu.emit import Buffer, makes_tensor
+from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.image_float import (
@@ -28,6 +20,7 @@ from mlir_passes.cpu.kernels.image_float import (
     FloatTranspose,
 )
 from mlir_passes.cpu.kernels.pool import overlaps_everywhere
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, MAX_POOL, SUM_POOL
 
 _LOWEST = -3.4028234663852886e38
 
@@ -40,9 +33,7 @@ class FloatMoveSelection:
 
     def visit(self, op: ir.Operation) -> None:
         """Emit the kernel for ``op``, or find the buffer that it is a view of, or do nothing."""
-        if len(op.results) != 1 or not isinstance(op.results[0].type, ir.RankedTensorType):
-            return
-        if not is_float_image(op.results[0]):
+        if not makes_tensor(op) or not is_float_image(op.results[0]):
             return
         if op.name == MAX_POOL:
             self._max_pool(op)
@@ -94,11 +85,8 @@ class FloatMoveSelection:
             self.tensors.call(FloatTranspose(y, self.isa), [op.operands[0]], op.results[0], y, op)
 
     def _concat(self, op: ir.Operation) -> None:
-        if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
-            return
-        if all(patterns.joins_for_shuffle(use) for use in op.results[0].uses):
-            return  # the shuffle takes the two tensors themselves
-        self._join(op, [self.tensors.buffer(value) for value in op.operands])
+        if patterns.joins_channels(op):
+            self._join(op, [self.tensors.buffer(value) for value in op.operands])
 
     def _join(self, op: ir.Operation, inputs: list[Buffer]) -> None:
         y = self.tensors.layout(op.results[0])
@@ -116,15 +104,12 @@ class FloatMoveSelection:
 
     def _slice(self, op: ir.Operation) -> None:
         """Some channels of a buffer are the same buffer, or copied where a reader wants a border."""
-        source, result = op.operands[0], op.results[0]
+        source, result, first = op.operands[0], op.results[0], patterns.first_channel(op)
         buffers = self.tensors.calls.buffers
-        if source not in buffers or len(op.operands) != 1 or set(match.ints(op, "static_strides")) != {1}:
+        if source not in buffers or first is None:
             return
-        buffer, offsets = buffers[source], match.ints(op, "static_offsets")
-        if any(offsets[:-1]) or match.shape_of(source)[:-1] != match.shape_of(result)[:-1]:
-            return
-        layout = buffer.layout
-        part = replace(layout, c=match.shape_of(result)[-1], first=layout.first + offsets[-1], pixel=layout.stride)
+        buffer, layout = buffers[source], buffers[source].layout
+        part = replace(layout, c=match.shape_of(result)[-1], first=layout.first + first, pixel=layout.stride)
         if self.tensors.layout(result).has_border:
             self._join(op, [Buffer(buffer.value, part)])
         else:
@@ -135,9 +120,7 @@ class FloatMoveSelection:
         buffers, source, result = self.tensors.calls.buffers, op.operands[0], op.results[0]
         if source not in buffers or self.tensors.layout(result).has_border:
             return
-        n, *image = match.shape_of(result)
-        layout = buffers[source].layout
-        if (n, *image) in ((layout.images, layout.c), (layout.images, 1, 1, layout.c)) and layout.h == layout.w == 1:
+        if patterns.is_one_pixel(match.shape_of(result), buffers[source].layout):
             buffers[result] = buffers[source]
 
 

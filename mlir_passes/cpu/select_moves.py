@@ -10,14 +10,12 @@ from torch_mlir import ir
 from mlir_passes import match
 from mlir_passes.build import tensor_type
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, border_byte, is_stored, tag_like
+from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, border_byte, is_stored, makes_tensor, tag_like
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.pointwise import Concat, Interleave, Quantize
 from mlir_passes.cpu.kernels.pool import MaxPool, overlaps_everywhere
 from mlir_passes.cpu.kernels.text import Layout
-from mlir_passes.cpu.patterns import Parameter
-
-_DENSE = "linalg.conv_2d_nhwc_hwcf"
+from mlir_passes.cpu.patterns import DENSE, MAX_POOL, Parameter
 
 
 class MoveSelection:
@@ -28,13 +26,11 @@ class MoveSelection:
 
     def visit(self, op: ir.Operation) -> None:
         """Emit the kernel for ``op``, or find the buffer that it is a view of, or do nothing."""
-        if len(op.results) != 1 or not isinstance(op.results[0].type, ir.RankedTensorType):
-            return
-        if not is_stored(op.results[0]):
+        if not makes_tensor(op) or not is_stored(op.results[0]):
             return
         if (image := patterns.quantized_input(op)) is not None:
             self._quantize(op, *image)
-        elif op.name == "linalg.pooling_nhwc_max":
+        elif op.name == MAX_POOL:
             self._max_pool(op)
         elif op.name == "tensor.concat":
             self._concat(op)
@@ -73,11 +69,8 @@ class MoveSelection:
         self._call(MaxPool(x.layout, y, window, self.isa), operands, op, y)
 
     def _concat(self, op: ir.Operation) -> None:
-        if ir.IntegerAttr(op.attributes["dim"]).value != len(match.shape_of(op.results[0])) - 1:
-            return
-        if all(patterns.joins_for_shuffle(use) for use in op.results[0].uses):
-            return  # the shuffle takes the two tensors themselves
-        self._join(op, [self.calls.buffer(value) for value in op.operands])
+        if patterns.joins_channels(op):
+            self._join(op, [self.calls.buffer(value) for value in op.operands])
 
     def _join(self, op: ir.Operation, inputs: list[Buffer]) -> None:
         y, number = self.calls.layout(op.results[0])
@@ -105,20 +98,15 @@ class MoveSelection:
 
     def _slice(self, op: ir.Operation) -> None:
         """Some channels of a buffer are the same buffer, or copied where a reader wants a border or whole vectors."""
-        source, result = op.operands[0], op.results[0]
-        if source not in self.calls.buffers or len(op.operands) != 1:
+        source, result, first = op.operands[0], op.results[0], patterns.first_channel(op)
+        if source not in self.calls.buffers or first is None:
             return
-        buffer, offsets = self.calls.buffers[source], match.ints(op, "static_offsets")
-        if any(offsets[:-1]) or match.shape_of(source)[:-1] != match.shape_of(result)[:-1]:
-            return
-        if set(match.ints(op, "static_strides")) != {1}:
-            return
-        c = match.shape_of(result)[-1]
-        layout = _channels(buffer.layout, offsets[-1], c)
+        buffer, c = self.calls.buffers[source], match.shape_of(result)[-1]
+        layout = _channels(buffer.layout, first, c)
         if layout is not None and not self.calls.layout(result)[0].has_border:
             self.calls.buffers[result] = Buffer(buffer.value, layout)
             return
-        part = replace(buffer.layout, c=c, first=buffer.layout.first + offsets[-1], pixel=buffer.layout.stride)
+        part = replace(buffer.layout, c=c, first=buffer.layout.first + first, pixel=buffer.layout.stride)
         self._join(op, [Buffer(buffer.value, part)])
 
     def _view(self, op: ir.Operation) -> None:
@@ -126,9 +114,7 @@ class MoveSelection:
         source, result = op.operands[0], op.results[0]
         if source not in self.calls.buffers or self.calls.layout(result)[0].has_border:
             return
-        n, *image = match.shape_of(result)
-        layout = self.calls.buffers[source].layout
-        if (n, *image) in ((layout.images, layout.c), (layout.images, 1, 1, layout.c)) and layout.h == layout.w == 1:
+        if patterns.is_one_pixel(match.shape_of(result), self.calls.buffers[source].layout):
             self.calls.buffers[result] = self.calls.buffers[source]
 
     def _call(self, spec: KernelSpec, operands: list[ir.Value], op: ir.Operation, y: Layout) -> None:
@@ -147,5 +133,5 @@ def _channels(layout: Layout, first: int, count: int) -> Layout | None:
 def _read_by_dense(use: ir.OpOperand) -> bool:
     reader = use.owner.operation
     if reader.name != "tensor.pad":
-        return reader.name == _DENSE
-    return all(each.owner.operation.name == _DENSE for each in reader.results[0].uses)
+        return reader.name == DENSE
+    return all(each.owner.operation.name == DENSE for each in reader.results[0].uses)

@@ -60,9 +60,8 @@ def _kl(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     best, cost = whole, math.inf
     for lo, hi in _windows(h, scheme, bits):
         scale = float(choose_scale(lo, hi, scheme, bits))
-        if (
-            scale < width
-        ):  # less than a bin to a level: the histogram cannot see the steps, nor those of narrower ranges
+        # Less than a bin to a level: the histogram cannot see the steps, nor those of narrower ranges.
+        if scale < width:
             break
         first, end = int(np.searchsorted(centers, lo)), int(np.searchsorted(centers, hi, "right"))
         level = np.rint(centers[first:end] / scale).astype(np.int64)

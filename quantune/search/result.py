@@ -110,10 +110,13 @@ def to_time(trials: Sequence[TuningTrial], count: int) -> list[TuningTrial]:
 
     A program is timed once during a search: one bad moment must not decide over all of its configurations.
     """
-    chosen = {_program(t): t for t in reversed(trials)}
-    first = list(trials[:count])
-    known = {_program(t) for t in first} | {None}
-    return [*first, *(t for t in trials if _program(t) not in known and chosen[_program(t)] is t)]
+    chosen = list(trials[:count])
+    timed = {None, *map(_program, chosen)}
+    for trial in trials[count:]:
+        if _program(trial) not in timed:
+            timed.add(_program(trial))
+            chosen.append(trial)
+    return chosen
 
 
 def _program(trial: TuningTrial) -> str | None:

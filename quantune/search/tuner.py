@@ -184,7 +184,7 @@ class _Loop:
             stopped=stopped,
             interrupted=interrupted,
             elapsed_s=self._elapsed(),
-            space_size=None if self._points is None else self._size,
+            space_size=self._size,
             folder=self._store.folder,
         )
 
@@ -355,9 +355,9 @@ class _Loop:
         self._baseline = score_of(self._baselines.get("f32"))
 
     @cached_property
-    def _size(self) -> int:
+    def _size(self) -> int | None:
         """How many configurations there are to measure, in a space that can be listed."""
-        return len({self._identity(config) for config in self._points or ()})
+        return None if self._points is None else len({self._identity(config) for config in self._points})
 
     def _elapsed(self) -> float:
         return sum(t.seconds for t in (*self._trials, *self._baselines.values()))
@@ -373,7 +373,7 @@ class _Loop:
         return min(limits, default=None)
 
     def _total(self) -> int | None:
-        limits = [n for n in (self._budget.max_trials, self._size if self._points else None) if n is not None]
+        limits = [n for n in (self._budget.max_trials, self._size) if n is not None]
         return min(limits, default=None)
 
     def _emit(

@@ -62,24 +62,24 @@ def store_peers(source: Path, path: Path) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def read_peers(path: Path) -> dict[str, Any]:
-    """A contest's figures. Raises UsageError for a file that has none."""
+def read_report(path: Path, needed: str, script: str) -> dict[str, Any]:
+    """What ``script --json`` wrote. Raises UsageError where ``needed`` is missing or empty."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        assert report["rows"], "no rows"
+        assert report[needed], f"no {needed}"
         return report
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(f"{path}: not what peers.py --json writes ({error})") from error
+        raise UsageError(f"{path}: not what {script} --json writes ({error})") from error
 
 
 def read_replay(path: Path) -> dict[str, Any]:
-    """A replay's figures. Raises UsageError for a file that has none."""
-    try:
-        replay = json.loads(path.read_text(encoding="utf-8"))
-        assert replay["methods"], "no methods"
-        return replay
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UsageError(f"{path}: not what search_replay.py --json writes ({error})") from error
+    """A replay's figures."""
+    return read_report(path, "methods", "search_replay.py")
+
+
+def read_peers(path: Path) -> dict[str, Any]:
+    """A contest's figures."""
+    return read_report(path, "rows", "peers.py")
 
 
 def write_page(folder: Path) -> Path:
