@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo-out
 BENCH_OUT ?= bench-out
 
-.PHONY: help setup demo test test-all lint format bench results docs clean
+.PHONY: help setup demo test test-all test-faults lint format bench results docs clean
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -39,6 +39,9 @@ test: lint ## lint, types, and all tests but the slow ones
 
 test-all: lint ## every test, the slow ones too
 	$(BIN)/pytest -q
+
+test-faults: setup ## break children, files and disks on purpose; prints what was tried and what held; long
+	$(BIN)/pytest -q test/faults
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check
