@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo-out
 BENCH_OUT ?= bench-out
+SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 .PHONY: help setup demo test test-all test-faults lint format bench results docs clean
 
@@ -37,8 +38,9 @@ demo: setup ## search the best int8 MobileNetV2 for this processor; results in d
 test: lint ## lint, types, and all tests but the slow ones
 	$(BIN)/pytest -q -m "not slow"
 
-test-all: lint ## every test, the slow ones too
-	$(BIN)/pytest -q
+test-all: lint ## every test, the slow ones too; hypothesis draws anew, SEED=… repeats what it drew
+	@echo "hypothesis draws from seed $(SEED); the same again: make test-all SEED=$(SEED)"
+	$(BIN)/pytest -q --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
 test-faults: setup ## break children, files and disks on purpose; prints what was tried and what held; long
 	$(BIN)/pytest -q test/faults

@@ -104,7 +104,9 @@ class Emitter:
         def bound(value: float, fallback: int) -> int:
             if node.kind != "clamp" or not math.isfinite(value):
                 return fallback
-            return int(np.clip(np.rint(np.float32(value) / scale) + zero_point, y.storage_min, y.storage_max))
+            with np.errstate(over="ignore"):  # an overflow is an infinity, which saturates
+                steps = np.rint(np.float32(value) / scale)
+            return int(np.clip(steps + zero_point, y.storage_min, y.storage_max))
 
         return bound(node.lo, y.storage_min), bound(node.hi, y.storage_max)
 

@@ -108,7 +108,9 @@ def bounds(result: Node, params: QuantParams) -> tuple[int, int]:
     def bound(value: float, fallback: int) -> int:
         if result.kind != "clamp" or not math.isfinite(value):
             return fallback
-        return int(np.clip(np.rint(np.float32(value) / scale) + zero_point, params.qmin, params.qmax))
+        with np.errstate(over="ignore"):  # an overflow is an infinity, which saturates
+            steps = np.rint(np.float32(value) / scale)
+        return int(np.clip(steps + zero_point, params.qmin, params.qmax))
 
     return bound(result.lo, params.qmin), bound(result.hi, params.qmax)
 

@@ -188,7 +188,7 @@ tables = st.integers(1, 4).flatmap(
 CHOICES = (LayerBits(2), LayerBits(4, 4), LayerBits(8))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tables, st.integers(0, 100), st.booleans())
 def test_an_allocation_is_the_best_of_all(table: list[list[tuple[int, int]]], limit: int, together: bool) -> None:
     names = [f"l{i}" for i in range(len(table))]

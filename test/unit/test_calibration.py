@@ -93,7 +93,7 @@ def test_a_tensor_that_is_not_finite_is_named(value: float) -> None:
         collect(_run, _batches(images, 3), 4, (4,))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(size=st.integers(1, 2 * FIRST_IMAGE_SAMPLES), index=st.integers(0, 6), where=st.integers(0, 1 << 30))
 def test_sampling_keeps_the_extremes_of_large_tensors(size: int, index: int, where: int) -> None:
     values = np.random.default_rng(where).normal(0, 1, size).astype(np.float32)

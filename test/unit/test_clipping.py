@@ -42,7 +42,7 @@ def error(x: np.ndarray, lo: float, hi: float, scheme: str, bits: int = 8) -> fl
     return float(np.mean((dequantize(quantize(x, p), p).astype(float) - x) ** 2))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
     st.integers(1, 40),
@@ -59,7 +59,7 @@ def test_inside_the_values_and_around_zero(x: np.ndarray, repeat: int, clip: str
         assert lo < hi
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(-20, 20), clip, scheme, bits, st.booleans())
 def test_deterministic_and_equivariant_under_powers_of_two(
     seed: int, k: int, clip: str, scheme: str, bits: int, relu: bool
@@ -205,7 +205,7 @@ def _kl_by_the_formula(h: Histogram, scheme: str, bits: int) -> tuple[float, flo
     return best
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["uniform", "normal", "laplace", "relu", "student", "outlier", "silu"]),
     st.integers(1200, 20_000),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
@@ -48,6 +48,8 @@ def test_quantization_of_a_type_is_that_of_the_parameters_held_as_i8(
 
 
 @given(RANGES, SCHEMES, st.floats(-50, 50, width=32), st.floats(0, 50, width=32))
+@example((0.0, 1e-45), "asymmetric", 0.0, 0.0)  # 6.0 over the smallest scale is beyond f32
+@example((-1e-38, 0.0), "symmetric", -50.0, 50.0)
 def test_bounds_of_a_clamp(limits: tuple[float, float], scheme: str, low: float, extent: float) -> None:
     params = affine.choose_params(*limits, scheme)
     offset = 0 if params.signed else 128

@@ -18,6 +18,7 @@ from quantune.data import base
 from quantune.data.sources import Reference, open_source
 from quantune.errors import UsageError
 
+SHARED = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)  # too_slow would depend on the machine's load
 PLAIN = "?resize=8&crop=8&mean=0&std=1"
 
 
@@ -247,7 +248,7 @@ def test_folders_without_images_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=SHARED)
 @given(st.data())
 def test_damaged_images_are_named(folder: Path, data: st.DataObject) -> None:
     stream = io.BytesIO()
@@ -327,7 +328,7 @@ def test_a_bare_array_is_refused(tmp_path: Path) -> None:
         open_source(f"npz:{tmp_path / 'x.npy'}", "evaluation")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=SHARED)
 @given(st.data())
 def test_damaged_archives_raise_usage_errors_only(tmp_path: Path, data: st.DataObject) -> None:
     save = data.draw(st.sampled_from([np.savez, np.savez_compressed]))
