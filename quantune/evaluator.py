@@ -7,8 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,13 +17,12 @@ from numpy.typing import NDArray
 
 from quantune.builder import Builder, Built
 from quantune.compiler.cache import content_key, trim
-from quantune.compiler.iree import paused
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
 from quantune.data.splits import Materialized, Split, batches, materialize
 from quantune.errors import RunFailed, UsageError
-from quantune.runtime.devices import open_device, processors
-from quantune.runtime.evaluate import Worker
+from quantune.runtime.devices import open_device
+from quantune.runtime.engines import Files, LocalRunner, LocalTimer, Runner, Timer
 from quantune.runtime.measure import Effort
 from quantune.search.evaluate import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
@@ -36,22 +34,30 @@ QUICK = Effort(repetitions=5, min_seconds=0.3, warmup_seconds=0.1)
 
 FINAL = Effort(repetitions=10, min_seconds=0.6, warmup_seconds=0.1)
 
-MOST_WORKERS = 8
-
 IMAGES_LIMIT_BYTES = 4 << 30
 """Evaluation images that are kept on disk from one search to the next; those in use always stay."""
 
 
 class Evaluator:
-    """Measures configurations of a builder on evaluation images, in worker processes. Use it as a context manager.
+    """Measures configurations of a builder on evaluation images. Use it as a context manager.
 
-    eval_split: labelled images, disjoint from the calibration images. threads: for the latency; the accuracy is counted
-    on all processors. The images are shown in an order drawn at random, once for all, so that the first ones stand for
+    eval_split: labelled images, disjoint from the calibration images. threads: for the latency. runner, timer: where
+    programs answer and where they are timed, closed with this; by default worker processes here, for the answers one a
+    processor. The images are shown in an order drawn at random, once for all, so that the first ones stand for
     all. Two configurations that compute the same are measured once, here and in later sessions with the same cache; the
     latency is measured once per program, while nothing else runs here.
     """
 
-    def __init__(self, builder: Builder, eval_split: Split, *, threads: int = 1, timeout_s: float = 1200.0) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        eval_split: Split,
+        *,
+        threads: int = 1,
+        timeout_s: float = 1200.0,
+        runner: Runner | None = None,
+        timer: Timer | None = None,
+    ) -> None:
         self.builder, self.split = builder, eval_split
         model = builder.model
         if eval_split.source.shape != model.input_shape[1:]:
@@ -66,11 +72,12 @@ class Evaluator:
                 f"model '{model.name}' gives {shapes}; expected one number per class and image (n, classes)"
             )
         self._classes = results[0][1]
-        if builder.target.name != "cpu":
-            open_device(builder.target.device())  # a missing device is told before anything is compiled for it
-        self.threads, self._timeout_s = threads, timeout_s
-        self._workers = self._new_workers()
-        self._timer = Worker(device=builder.target.device(threads=threads), threads=threads, timeout_s=timeout_s)
+        target, self.threads = builder.target, threads
+        if target.name != "cpu" and (runner is None or timer is None):
+            open_device(target.device())  # a missing device is told before anything is compiled for it
+        workers = None if target.name == "cpu" else 1  # a GPU serves one
+        self._runner = runner or LocalRunner(device=target.device(), count=workers, timeout_s=timeout_s)
+        self._timer = timer or LocalTimer(device=target.device(threads=threads), threads=threads, timeout_s=timeout_s)
         self._folder = tempfile.TemporaryDirectory(prefix="quantune-trials-")
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
@@ -78,7 +85,7 @@ class Evaluator:
         self._scores: dict[str, Score] = {}  # of a program with its numbers
         self._measured: dict[str, tuple[str, Score]] = {}  # by the builder's identity: the program, and the score
         self._programs: dict[QuantConfig, str] = {}
-        self._files: dict[str, tuple[Path, Path | None]] = {}  # of a program: itself, and some set of its numbers
+        self._files: dict[str, Files] = {}  # of a program: itself, and some set of its numbers
         self._latency: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -87,8 +94,8 @@ class Evaluator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for worker in (*self._workers, self._timer):
-            worker.close()
+        self._runner.close()
+        self._timer.close()
         self.builder.close()
         self._folder.cleanup()
 
@@ -124,8 +131,8 @@ class Evaluator:
     def __call__(self, config: QuantConfig) -> Score:
         """Build and measure one configuration; any failure is an exception with the reason."""
         _ = self.images  # wrong labels are told before anything is compiled
-        for worker in (*self._workers, self._timer):
-            worker.start()
+        self._runner.start()
+        self._timer.start()
         identity = self.builder.identity(config)
         known = self._measured.get(identity)
         if known is None or not self._suffices(known[1]):
@@ -173,7 +180,7 @@ class Evaluator:
             return unpack_correct(known.decode(), total), 0.0
         start, right = time.monotonic(), np.zeros(0, bool)
         for end in (*(looks(total) if self._floor is not None else ()), total):
-            logits = self._run(self._workers, built.program.path, numbers, self.images, len(right), end)
+            logits = self._runner.run(built.program.path, numbers, self.images, len(right), end)
             right = np.concatenate([right, self._right(logits, len(right))])
             if end < total and self._floor is not None and self._floor.stops(right):
                 return right, time.monotonic() - start
@@ -195,12 +202,8 @@ class Evaluator:
     def verify(self, path: Path) -> float:
         """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""
         _ = self.images  # the labels are known from then on
-        workers = self._new_workers()
-        try:
-            return float(self._right(self._run(workers, path, None, self.images, 0, len(self._labels)), 0).mean())
-        finally:
-            for worker in workers:
-                worker.close()
+        self._runner.renew()
+        return float(self._right(self._runner.run(path, None, self.images, 0, len(self._labels)), 0).mean())
 
     @contextlib.contextmanager
     def _numbers(self, built: Built) -> Iterator[Path | None]:
@@ -220,11 +223,11 @@ class Evaluator:
             np.save(path, next(batches(images, len(images))))
         built = self.builder.build(config)
         with self._numbers(built) as numbers:
-            logits = self._run(self._workers, built.program.path, numbers, path, 0, len(images))
+            logits = self._runner.run(built.program.path, numbers, path, 0, len(images))
         self.builder.forget(config)
         return _finite(logits)
 
-    def _keep(self, built: Built) -> tuple[Path, Path | None]:
+    def _keep(self, built: Built) -> Files:
         """A program and its numbers as files that outlive the trial."""
         sha = built.program.sha256
         if sha not in self._files:
@@ -234,34 +237,8 @@ class Evaluator:
             self._files[sha] = built.program.path, numbers
         return self._files[sha]
 
-    def _time(self, programs: list[tuple[Path, Path | None]], effort: Effort) -> list[float]:
-        with paused():
-            return [sample.quartiles[1] for sample in self._timer.time(programs, self.images, effort)]
-
-    def _new_workers(self) -> list[Worker]:
-        """One worker for each processor, or one for the GPU."""
-        target = self.builder.target
-        count = min(processors(), MOST_WORKERS) if target.name == "cpu" else 1
-        return [Worker(device=target.device(), timeout_s=self._timeout_s) for _ in range(count)]
-
-    def _run(
-        self, workers: Sequence[Worker], program: Path, numbers: Path | None, images: Path, first: int, end: int
-    ) -> NDArray[np.floating]:
-        """The program's results on images [first, end) of a file, shared out among the workers."""
-        borders = np.linspace(first, end, len(workers) + 1).astype(int)
-        parts = [(worker, int(a), int(b)) for worker, a, b in zip(workers, borders, borders[1:], strict=False) if a < b]
-
-        def run(worker: Worker, a: int, b: int) -> NDArray[np.floating]:
-            return worker.evaluate(program, images, parameters=numbers, first=a, count=b - a).logits
-
-        with ThreadPoolExecutor(len(parts)) as pool:
-            futures = [pool.submit(run, *part) for part in parts]
-            try:
-                return np.concatenate([future.result() for future in futures])
-            except BaseException:
-                for worker in workers:  # else the pool would wait for the others
-                    worker.stop()
-                raise
+    def _time(self, programs: list[Files], effort: Effort) -> list[float]:
+        return [sample.quartiles[1] for sample in self._timer.time(programs, self.images, effort)]
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
         return _finite(logits).argmax(axis=1) == self._labels[first : first + len(logits)]

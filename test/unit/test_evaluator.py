@@ -93,7 +93,7 @@ def test_configurations_that_compute_the_same_are_measured_once(
     evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluator(INT8)
-    monkeypatch.setattr(evaluator, "_run", None)
+    monkeypatch.setattr(evaluator._runner, "run", None)
     assert evaluator(INT8) is first
     monkeypatch.setattr(evaluator.builder, "build", None)
     # More images than there are: the same plan, and so the same score without building.
@@ -164,7 +164,7 @@ def test_results_that_are_not_finite(cache: ArtifactCache) -> None:
 def test_answers_are_found_again_by_another_session(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     score = evaluator(INT8)
     with Evaluator(evaluator.builder, _split(20, 2)) as later:
-        monkeypatch.setattr(later, "_run", None)
+        monkeypatch.setattr(later._runner, "run", None)
         again = later(INT8)
     assert (again.accuracy, again.images, again.size_bytes) == (score.accuracy, score.images, score.size_bytes)
     assert again.details["correct"] == score.details["correct"]
