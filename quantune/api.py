@@ -23,7 +23,7 @@ from quantune.evaluator import Evaluator
 from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
 from quantune.proxies import Proxies
-from quantune.reporting import describe, write_reports
+from quantune.reporting import describe, measured, write_reports
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
@@ -351,7 +351,7 @@ def _finish(
     trial, artifact, path = chosen(tuning), None, None
     if trial is not None:
         progress.on_stage("writing and verifying the artifact")
-        artifact = builder.artifact(trial.config)
+        artifact = builder.artifact(trial.config, measured(evaluator, trial))
         path = artifact.save(folder / "best.vmfb")
         recipe = describe(builder, evaluator, trial, artifact, evaluator.verify(path), command)
         write_atomically(folder / "best.json", json.dumps(recipe, indent=2, ensure_ascii=False).encode())

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from quantune.compiler.cache import ArtifactCache, content_key
 from quantune.compiler.inspect import LayerExecution, layer_executions, required_processor
 from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.pipelines import Debugging, Lowered
-from quantune.compiler.provenance import Provenance, attach
+from quantune.compiler.provenance import Measured, Provenance, attach
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.data.splits import Split, batches
@@ -270,11 +270,15 @@ class Builder:
         self._built.pop(self.identity(config), None)
         self._plans.pop(config, None)
 
-    def artifact(self, config: QuantConfig) -> Artifact:
-        """The one-file artifact of a configuration: numbers inside, with provenance and what its layers run in."""
+    def artifact(self, config: QuantConfig, measured: Measured | None = None) -> Artifact:
+        """The one-file artifact of a configuration: numbers inside, with provenance and what its layers run in.
+
+        measured: what a search found out about it, for its record.
+        """
         lowered = self.lower(config)
         program = self._compile(lowered.module, self.target, explain=True)
-        return Artifact(attach(program.path.read_bytes(), self._provenance(config, lowered, program)))
+        provenance = replace(self._provenance(config, lowered, program), measured=measured)
+        return Artifact(attach(program.path.read_bytes(), provenance))
 
     def executed(self, program: CompiledModule) -> tuple[LayerExecution, ...]:
         """What each layer of a compiled program really runs in, read from the compiler's own dispatches."""

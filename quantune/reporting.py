@@ -11,6 +11,7 @@ import numpy as np
 
 from mlir_passes.network import LAYERS, Network
 from quantune.builder import Builder
+from quantune.compiler.provenance import Measured
 from quantune.config import QuantConfig
 from quantune.numerics import affine
 from quantune.plan import QuantizationPlan, bits_of
@@ -48,7 +49,8 @@ def describe(
         "versions": dict(provenance.versions),
         "calibration_images": {} if builder.calib is None else _split(builder.calib),
         "evaluation_images": _split(evaluator.split),
-        "sha256": provenance.sha256,
+        "file_sha256": artifact.sha256,
+        "program_sha256": provenance.sha256,
         "size_bytes": artifact.size_bytes,
         "accuracy": trial.score.accuracy,
         "accuracy_of_the_file": verified,
@@ -56,6 +58,14 @@ def describe(
         "threads": evaluator.threads,
         "rebuild": shlex.join(command),
     }
+
+
+def measured(evaluator: Evaluator, trial: TuningTrial) -> Measured | None:
+    """What a trial measured on all evaluation images, for the artifact's record; None where it was stopped early."""
+    score, split = trial.score, evaluator.split
+    if score is None or score.images != len(split):
+        return None
+    return Measured(score.accuracy, score.images, split.fingerprint, score.latency_ms, evaluator.threads)
 
 
 def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | None) -> list[dict[str, Any]]:

@@ -4,24 +4,46 @@ IREE reads a .vmfb from its start and ignores what follows the program, so the r
 
     program | JSON | sha256 of the JSON (32 bytes) | length of the JSON (8 bytes, little endian) | magic (16 bytes)
 
-The JSON holds the program's sha256: IREE itself runs a program with a flipped bit, and answers nonsense.
+The JSON holds the program's sha256: IREE itself runs a program with a flipped bit, and answers nonsense. The program is
+laid out as a zip archive, and the archive's comment says that a record follows: a file that was cut is told from a
+plain .vmfb wherever it was cut (quantune.compiler.container).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from quantune.compiler.container import announce, check_end
 from quantune.compiler.inspect import LayerExecution, Processor
 from quantune.errors import RunFailed
 
-FORMAT = 1
+FORMAT = 2
+_SINCE = {"measured": 2}
+"""Fields that came later: the format that brought them."""
 _MAGIC = b"\nquantune-trail\n"
 _TAIL = 32 + 8 + len(_MAGIC)
+_MOST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a search measured of the artifact: what `quantune-verify` compares with.
+
+    accuracy: top-1, 0 to 1, on ``images`` evaluation images. evaluation: their fingerprint. latency_ms: of one call on
+    ``threads`` threads of the processor that was searched on, None where it was not measured.
+    """
+
+    accuracy: float
+    images: int
+    evaluation: str
+    latency_ms: float | None
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +54,7 @@ class Provenance:
     target: as Target prints it. configuration: the QuantConfig line. model: its name. fingerprint: the digest of the
     model's weights. data: role (calibration, validation) -> fingerprint. layers: what each layer really runs in.
     pipeline: the passes, as text. processor: what a CPU program needs to run, None for other targets. sha256: of the
-    program's bytes, set by attach. created: UTC, ISO 8601.
+    program's bytes, set by attach. created: UTC, ISO 8601. measured: what a search measured, None without one.
     """
 
     target: str
@@ -47,6 +69,7 @@ class Provenance:
     processor: Processor | None = None
     sha256: str = ""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    measured: Measured | None = None
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -61,11 +84,12 @@ class Provenance:
             raise RunFailed(f"the provenance is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise RunFailed(f"the provenance is a JSON {type(record).__name__}; expected an object")
-        if record.get("format") != FORMAT:
-            raise RunFailed(f"the provenance has format {record.get('format')!r}; this version reads format {FORMAT}")
-        names = {f.name for f in fields(cls)}
+        version = record.get("format")
+        if type(version) is not int or not 1 <= version <= FORMAT:
+            raise RunFailed(f"the provenance has format {version!r:.60}; this version reads format 1 to {FORMAT}")
+        names = {f.name for f in fields(cls) if _SINCE.get(f.name, 1) <= version}
         if unknown := sorted(set(record) - names - {"format"}):
-            raise RunFailed(f"the provenance has an unknown field {unknown[0]!r}")
+            raise RunFailed(f"the provenance has an unknown field {unknown[0]!r:.60}")
         if missing := sorted(names - set(record)):
             raise RunFailed(f"the provenance lacks the field {missing[0]!r}")
         return cls(**{name: _READERS.get(name, _text)(name, record[name]) for name in names})
@@ -80,7 +104,11 @@ class Stamped:
 
 
 def attach(program: bytes, provenance: Provenance) -> bytes:
-    """Return the artifact's bytes: the program with its provenance, whose sha256 is set here."""
+    """Return the artifact's bytes: the program, which now announces its record, and the record with its sha256.
+
+    Raises RunFailed for a program that IREE did not lay out as a zip archive.
+    """
+    program = announce(program)
     text = replace(provenance, sha256=hashlib.sha256(program).hexdigest()).to_json().encode()
     return program + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + _MAGIC
 
@@ -88,13 +116,15 @@ def attach(program: bytes, provenance: Provenance) -> bytes:
 def split(data: bytes, where: str = "artifact") -> Stamped:
     """Return the program and its provenance, all of it checked.
 
-    Raises RunFailed, with ``where`` in the message, when a byte of either differs from what was written.
+    Raises RunFailed, with ``where`` in the message, when a byte of either differs from what was written, and for every
+    file that was cut.
     """
     magic = data[-len(_MAGIC) :]
     if magic != _MAGIC:
         # A flipped bit in the magic must not turn a checked artifact into an unchecked one.
         if sum(a == b for a, b in zip(magic, _MAGIC, strict=False)) > len(_MAGIC) // 2:
             raise RunFailed(f"{where}: the file is damaged at its end; copy or compile it again")
+        check_end(data, where)
         return Stamped(data, None)
     length = int.from_bytes(data[-len(_MAGIC) - 8 : -len(_MAGIC)], "little")
     start = len(data) - _TAIL - length
@@ -117,8 +147,27 @@ def split(data: bytes, where: str = "artifact") -> Stamped:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected text")
+        raise RunFailed(f"the provenance field {name!r:.60} is {value!r:.60}; expected text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RunFailed(
+                f"the provenance field {name!r:.60} is {value!r:.60}; expected text that is Unicode"
+            ) from None
     return value
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected a number from {low:g} to {high:g}")
+    return value
+
+
+def _count(name: str, value: Any, low: int) -> int:
+    if type(value) is not int:
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected a whole number")
+    return int(_number(name, value, low, _MOST))
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -130,7 +179,7 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
 def _mapping(name: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected an object")
-    return {key: _text(name, item) for key, item in value.items()}
+    return {_text(name, key): _text(name, item) for key, item in value.items()}
 
 
 def _layers(name: str, value: Any) -> tuple[LayerExecution, ...]:
@@ -142,11 +191,23 @@ def _layers(name: str, value: Any) -> tuple[LayerExecution, ...]:
 def _layer(name: str, value: Any) -> LayerExecution:
     if not isinstance(value, dict) or set(value) != {f.name for f in fields(LayerExecution)}:
         raise RunFailed(f"the provenance field {name!r} has the entry {value!r:.60}; expected a layer's execution")
-    macs = value["macs"]
-    if not isinstance(macs, int) or isinstance(macs, bool) or macs < 0:
-        raise RunFailed(f"the provenance field {name!r} counts {macs!r:.60} operations; expected a number, 0 or more")
     texts = {key: _text(f"{name}.{key}", item) for key, item in value.items() if key != "macs"}
-    return LayerExecution(macs=macs, **texts)
+    return LayerExecution(macs=_count(f"{name}.macs", value["macs"], 0), **texts)
+
+
+def _measured(name: str, value: Any) -> Measured | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {f.name for f in fields(Measured)}:
+        raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected what was measured or null")
+    latency = value["latency_ms"]
+    return Measured(
+        accuracy=_number(f"{name}.accuracy", value["accuracy"], 0, 1),
+        images=_count(f"{name}.images", value["images"], 1),
+        evaluation=_text(f"{name}.evaluation", value["evaluation"]),
+        latency_ms=None if latency is None else _number(f"{name}.latency_ms", latency, 0, math.inf),
+        threads=_count(f"{name}.threads", value["threads"], 1),
+    )
 
 
 def _processor(name: str, value: Any) -> Processor | None:
@@ -165,4 +226,5 @@ _READERS = {
     "data": _mapping,
     "layers": _layers,
     "processor": _processor,
+    "measured": _measured,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,11 @@ class Artifact:
             if self.provenance and self.provenance.configuration
             else None
         )
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the whole file, as sha256sum prints it."""
+        return hashlib.sha256(self._data).hexdigest()
 
     @property
     def size_bytes(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache
+from quantune.compiler.provenance import Measured, split
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.data.base import ImageSource, hashed_order
@@ -22,7 +25,10 @@ from quantune.evaluator import Evaluator
 from quantune.frontend.importer import import_module
 from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
+from quantune.reporting import describe, measured
+from quantune.runtime.artifact import load
 from quantune.search.evaluate import unpack_correct
+from quantune.search.result import TuningTrial
 from quantune.search.stopping import FEWEST, Floor
 
 HOST = Target("cpu")
@@ -128,6 +134,21 @@ def test_an_artifact_is_verified_though_nothing_was_measured_before(evaluator: E
     path = evaluator.builder.artifact(INT8).save(tmp_path / "a.vmfb")
     with Evaluator(evaluator.builder, _split(20, 2)) as fresh:
         assert fresh.verify(path) == evaluator(INT8).accuracy
+
+
+def test_an_artifact_and_its_recipe_say_what_was_measured(evaluator: Evaluator, tmp_path: Path) -> None:
+    trial = TuningTrial(0, INT8, "complete", evaluator(INT8))
+    assert trial.score is not None
+    path = evaluator.builder.artifact(INT8, measured(evaluator, trial)).save(tmp_path / "a.vmfb")
+    record = load(path).provenance
+    assert record is not None
+    fingerprint = evaluator.split.fingerprint
+    assert record.measured == Measured(trial.score.accuracy, 20, fingerprint, trial.score.latency_ms, 1)
+    recipe = describe(evaluator.builder, evaluator, trial, load(path), evaluator.verify(path), ())
+    assert recipe["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert recipe["program_sha256"] == hashlib.sha256(split(path.read_bytes()).program).hexdigest() == record.sha256
+    half = TuningTrial(1, INT8, "complete", replace(trial.score, images=10))
+    assert measured(evaluator, half) is None  # an estimate is no measurement
 
 
 def test_wrong_images_and_labels(cache: ArtifactCache) -> None:

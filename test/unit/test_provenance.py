@@ -1,18 +1,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
+import zipfile
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantune.compiler.container import ANNOUNCEMENT
 from quantune.compiler.inspect import LayerExecution, Processor
-from quantune.compiler.provenance import FORMAT, Provenance, attach, split
+from quantune.compiler.provenance import FORMAT, Measured, Provenance, Stamped, attach, split
 from quantune.errors import RunFailed
 
-PROGRAM = b"PK\x03\x04" + bytes(range(256)) * 3
+
+def archive(*sizes: int) -> bytes:
+    """What IREE lays out: stored entries in a zip archive, here with the bytes 0, 1, 2 …"""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for number, size in enumerate(sizes):
+            file.writestr(f"{number}.fb", bytes(i % 256 for i in range(size)))
+    return buffer.getvalue()
+
+
+PROGRAM = archive(700, 5)
+MEASURED = Measured(0.75, 400, "ee", 1.5, 2)
 RECORD = Provenance(
     target="cpu:host",
     configuration="precision=int8",
@@ -24,13 +39,17 @@ RECORD = Provenance(
     data={"calibration": "123"},
     layers=(LayerExecution("features.0", "conv", 1234, "i8", "main_dispatch_0"),),
     processor=Processor("x86_64", "znver5", ("avx2",)),
+    measured=MEASURED,
 )
 ARTIFACT = attach(PROGRAM, RECORD)
+BARE = b"\x20\0\0\0\x10\0\0\0IREE" + bytes(28)
+"""A program as IREE writes it when told not to make a zip archive of it."""
 
 
 def test_round_trip() -> None:
     stamped = split(ARTIFACT)
-    assert stamped.program == PROGRAM
+    assert stamped.program.startswith(PROGRAM[:-2])
+    assert zipfile.ZipFile(io.BytesIO(stamped.program)).comment == ANNOUNCEMENT
     assert stamped.provenance is not None
     assert len(stamped.provenance.sha256) == 64
     assert replace(stamped.provenance, sha256="") == RECORD
@@ -40,7 +59,23 @@ def test_round_trip() -> None:
 def test_plain_program_has_no_provenance() -> None:
     assert split(PROGRAM) == split(PROGRAM, "x")
     assert split(PROGRAM).provenance is None
-    assert split(b"").program == b""
+    assert split(BARE) == Stamped(BARE, None)
+
+
+def test_older_records_are_read() -> None:
+    record = {**json.loads(replace(RECORD, measured=None).to_json()), "format": 1}
+    del record["measured"]
+    text = json.dumps(record | {"sha256": hashlib.sha256(PROGRAM).hexdigest()}).encode()
+    old = PROGRAM + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + ARTIFACT[-16:]
+    read = split(old).provenance
+    assert read is not None
+    assert replace(read, sha256="") == replace(RECORD, measured=None)
+
+
+def test_only_an_archive_can_carry_a_record() -> None:
+    for program in (b"", BARE, PROGRAM[:-1], PROGRAM + b"x", split(ARTIFACT).program):
+        with pytest.raises(RunFailed, match="not laid out as a zip archive"):
+            attach(program, RECORD)
 
 
 @given(st.integers(0, len(ARTIFACT) * 8 - 1))
@@ -51,13 +86,20 @@ def test_every_flipped_bit_is_noticed(bit: int) -> None:
         split(bytes(damaged), "x.vmfb")
 
 
-@given(st.integers(1, len(ARTIFACT) - 1))
-def test_a_cut_file_is_never_taken_for_the_whole(length: int) -> None:
-    try:
-        stamped = split(ARTIFACT[:-length])
-    except RunFailed:
-        return
-    assert stamped.provenance is None  # IREE itself refuses a program that is too short
+@pytest.mark.parametrize("whole", [ARTIFACT, PROGRAM, attach(archive(0, 1), RECORD)])
+def test_every_cut_is_noticed(whole: bytes) -> None:
+    for length in range(len(whole)):
+        with pytest.raises(RunFailed, match=r"^x\.vmfb: .*(cut|damaged|missing)"):
+            split(whole[:length], "x.vmfb")
+
+
+@pytest.mark.parametrize("whole", [ARTIFACT, PROGRAM])
+@pytest.mark.parametrize("more", [b"\0", b"\n", b"PK\x05\x06", ARTIFACT[-100:-1]])
+def test_bytes_that_follow_are_noticed(whole: bytes, more: bytes) -> None:
+    with pytest.raises(
+        RunFailed, match=r"x\.vmfb: (.* bytes follow the program and are no record|.* missing|.* damaged)"
+    ):
+        split(whole + more, "x.vmfb")
 
 
 @given(st.binary(max_size=200))
@@ -83,14 +125,29 @@ def test_wrong_field_values(name: str, value: object) -> None:
         Provenance.from_json(json.dumps(record))
 
 
+def _measured(**changes: object) -> str:
+    record = json.loads(RECORD.to_json())
+    return json.dumps(record | {"measured": {**record["measured"], **changes}})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "is a JSON list; expected an object"),
-        ("{}", f"has format None; this version reads format {FORMAT}"),
+        ("{}", f"has format None; this version reads format 1 to {FORMAT}"),
         (json.dumps({"format": 99}), "has format 99"),
+        (json.dumps({"format": True}), "has format True"),
+        (json.dumps(json.loads(RECORD.to_json()) | {"format": 1}), "unknown field 'measured'"),
+        (json.dumps(json.loads(RECORD.to_json()) | {"model": "\ud800"}), "expected text that is Unicode"),
+        (json.dumps(json.loads(RECORD.to_json()) | {"data": {"\ud800": ""}}), "expected text that is Unicode"),
+        (_measured(accuracy=1.5), r"'measured.accuracy' is 1.5; expected a number from 0 to 1"),
+        (_measured(accuracy=float("nan")), r"'measured.accuracy' is nan; expected a number"),
+        (_measured(images=0), r"'measured.images' is 0; expected a number from 1"),
+        (_measured(threads=1.0), r"'measured.threads' is 1.0; expected a whole number"),
+        (_measured(latency_ms="1"), r"'measured.latency_ms' is '1'; expected a number"),
+        (_measured(more=1), "expected what was measured or null"),
         (json.dumps({"format": FORMAT, "zzz": 1}), "unknown field 'zzz'"),
         (json.dumps({"format": FORMAT, "target": "cpu"}), "lacks the field 'configuration'"),
         (json.dumps(json.loads(RECORD.to_json()) | {"model": 3}), "field 'model' is 3; expected text"),
