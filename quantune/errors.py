@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
+_MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+)
+
 
 class QuantuneError(Exception):
     """Base of all errors whose message is written for the user: one line, no traceback needed."""
@@ -35,3 +41,16 @@ class CompileFailed(QuantuneError):
 
 class RunFailed(QuantuneError):
     """A compiled artifact could not be loaded or run."""
+
+
+def machine_lacks(error: OSError) -> bool:
+    """Whether the system refuses for want of space, memory or handles: with other names it would refuse as well."""
+    return error.errno in _MACHINE
+
+
+def refused(what: str, error: OSError, remedy: str = "") -> QuantuneError:
+    """The error to raise where the system refuses ``what``; a remedy follows where it is the request that is wrong."""
+    reason = f"{what}: {error.strerror or error}"
+    if machine_lacks(error):
+        return EnvironmentFailure(f"{reason}; make room and run the same command again")
+    return UsageError(f"{reason}; {remedy}" if remedy else reason)

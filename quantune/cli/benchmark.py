@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantune.cli.arguments import OneLineParser
-from quantune.compiler.cache import write_atomically
+from quantune import places
+from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
+from quantune.cli.entry import run
+from quantune.cli.streams import Notes
 from quantune.compiler.inspect import integer_share
-from quantune.errors import QuantuneError, UsageError
+from quantune.errors import UsageError
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.benchmark import Comparison, compare, dispatch_times
 from quantune.runtime.measure import Effort
+from quantune.versions import versions
 
-INTERRUPTED = 130
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the tool and return its exit code: 0, 1 failed, 2 bad request, 4 no such device, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.ERROR)  # what artifacts warn of is a line under the table
-    try:
-        _run(options)
-    except QuantuneError as error:
-        if os.environ.get("QUANTUNE_DEBUG"):
-            raise
-        print(f"quantune-benchmark: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("quantune-benchmark: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run("quantune-benchmark", command, argv)
+
+
+def command(argv: list[str] | None, notes: Notes) -> int:
+    """What the command does; its errors are told by `quantune.cli.entry`."""
+    options = _parser().read(argv)
+    notes.errors_only()  # what artifacts warn of is a line under the table
+    _run(options)
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
     threads = _thread_counts(options.threads)
     if options.json and options.json != "-":
-        _check_writable(Path(options.json))
+        places.file(options.json, "--json")
     effort = Effort(repetitions=options.repetitions, min_seconds=_seconds(options.min_time))
     artifacts = [load(name, device=options.device) for name in options.artifacts]
     rounds = [
@@ -66,7 +60,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         report = {"machine": machine(), "comparisons": [asdict(r) for r in rounds], "layers": layers}
         text = json.dumps(report, indent=1) + "\n"
-        _write(options.json, text)
+        if options.json == "-":
+            sys.stdout.write(text)
+        else:
+            places.write(options.json, text.encode(), "--json")
 
 
 def machine() -> str:
@@ -76,25 +73,26 @@ def machine() -> str:
     if info.is_file() and (match := re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)):
         name = match.group(1)
     load_average = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    iree = importlib.metadata.version("iree-base-runtime")
+    iree = versions()["iree-base-runtime"]
     return f"{name}, {os.cpu_count()} processors{load_average}, {platform.system()} {platform.machine()}, IREE {iree}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineParser:
     parser = OneLineParser(
         prog="quantune-benchmark",
         description="Measure compiled artifacts; several are measured in turn, slice by slice, against the first.",
     )
+    parser.add_argument("--version", action="version", version=version_line())
     parser.add_argument("artifacts", nargs="+", metavar="A.vmfb")
     parser.add_argument(
         "--threads", default="1", metavar="N,…", help="thread counts, each measured (default: 1, pinned)"
     )
-    parser.add_argument("--repetitions", type=int, default=10, metavar="N", help="interleaved slices (default: 10)")
+    parser.add_argument("--repetitions", type=count, default=10, metavar="N", help="interleaved slices (default: 10)")
     parser.add_argument("--min-time", default="1s", metavar="TIME", help="for each artifact: 1s, 500ms (default: 1s)")
     parser.add_argument("--input", type=Path, metavar="FILE.npy", help="images f32[n,c,h,w] (default: noise)")
     parser.add_argument("--device", metavar="URI", help="local-sync, vulkan://…, … (default: by target)")
     parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="for one comparison (default: 600)"
+        "--timeout", type=number, default=600.0, metavar="SECONDS", help="for one comparison (default: 600)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the numbers; - for standard output instead of the table")
     parser.add_argument("--per-layer", action="store_true", help="what each layer runs in, and its time")
@@ -103,16 +101,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _thread_counts(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch(r" *0*[1-9]\d{0,3} *", part, re.ASCII) for part in parts):
         raise UsageError(f"--threads {text}: expected numbers of threads such as 1 or 1,2,4")
     return tuple(int(part) for part in parts)
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m)?", text.strip())
-    if not match:
+    value = seconds(text)
+    if value is None:
         raise UsageError(f"--min-time {text}: expected a time such as 1s, 500ms or 2m")
-    return float(match.group(1)) * {"ms": 1e-3, "s": 1.0, "m": 60.0}[match.group(2) or "s"]
+    return value
 
 
 def _layer_rows(artifact: Artifact, min_seconds: float) -> list[dict[str, Any]]:
@@ -132,23 +130,6 @@ def _layer_rows(artifact: Artifact, min_seconds: float) -> list[dict[str, Any]]:
 
 def _part(total: float | None, macs: int, all_macs: int) -> float | None:
     return None if total is None else total * macs / max(all_macs, 1)
-
-
-def _write(target: str, text: str) -> None:
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        write_atomically(Path(target), text.encode())
-    except OSError as error:
-        raise UsageError(f"--json {target}: cannot be written: {error.strerror or error}") from error
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a place for the numbers before they are measured."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        reason = "is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written"
-        raise UsageError(f"--json {path}: cannot be written: {reason}")
 
 
 def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[list[dict[str, Any]]]) -> None:
@@ -217,4 +198,4 @@ def _print_layers(console: Any, name: str, artifact: Artifact, rows: list[dict[s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("quantune-benchmark", command, None, last=True))

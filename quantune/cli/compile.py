@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantune.cli.arguments import OneLineParser, writable_folder
-from quantune.errors import QuantuneError, UsageError
+from quantune import interrupts, places
+from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
+from quantune.cli.entry import interrupted, run
+from quantune.errors import UsageError
 
 if TYPE_CHECKING:
     from quantune.api import ModelOptions
     from quantune.cli.console import Console
+    from quantune.cli.streams import Notes
     from quantune.compiler.pipelines import Debugging
 
-OK, INFEASIBLE, INTERRUPTED = 0, 3, 130
+OK, INFEASIBLE = 0, 3
+_FOLDER = "quantune-out"
 _SEARCH_ONLY = ("max_trials", "time_budget", "storage", "weight_bits", "size_budget", "scorer")
 
 EPILOG = """\
@@ -29,7 +30,8 @@ data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  n
 targets   cpu (--target-cpu)  vulkan (--vulkan-target)  cuda (--cuda-arch)
 
 exit codes  0 done   1 failed   2 wrong request   3 nothing keeps the accuracy bound (best effort written)
-            4 the machine lacks something   130 interrupted, state saved: the same command resumes
+            4 the machine lacks something   130 interrupted (143 by SIGTERM, 129 by SIGHUP), state saved:
+            the same command resumes
 
 example
   quantune-compile builtin:mobilenet_v2_shapes --calib builtin:shapes --eval builtin:shapes --max-trials 16 -o out
@@ -38,25 +40,18 @@ example
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``quantune-compile``; returns the exit code."""
-    arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s: %(message)s")
-    debug = bool(os.environ.get("QUANTUNE_DEBUG"))
-    try:
-        return _run(arguments)
-    except QuantuneError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"quantune-compile: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("quantune-compile: interrupted; the same command resumes", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run("quantune-compile", command, argv)
 
 
-def parser() -> argparse.ArgumentParser:
+def command(argv: list[str] | None, notes: Notes) -> int:
+    """What the command does; its errors are told by `quantune.cli.entry`."""
+    arguments = parser().read(argv)
+    if arguments.verbose:
+        notes.verbose()
+    return _run(arguments)
+
+
+def parser() -> OneLineParser:
     """The command line, for help and for its tests."""
     top = OneLineParser(
         prog="quantune-compile",
@@ -71,13 +66,13 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="folder of the results (default quantune-out), or a file with --config or --emit",
     )
-    top.add_argument("--version", action="version", version=_version())
+    top.add_argument("--version", action="version", version=version_line())
     model = top.add_argument_group("model")
     model.add_argument("--weights", type=Path, metavar="FILE", help="state dict, .safetensors or .pth")
     model.add_argument("--image-shape", type=_shape, metavar="C,H,W", help="default: the evaluation images' own shape")
-    model.add_argument("--classes", type=int, metavar="N", help="outputs of a torchvision model")
+    model.add_argument("--classes", type=count, metavar="N", help="outputs of a torchvision model")
     model.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="images in one call of the artifact (default 1)"
+        "--batch", type=count, default=1, metavar="N", help="images in one call of the artifact (default 1)"
     )
     data = top.add_argument_group("images")
     data.add_argument("--calib", metavar="DATA", help="calibration images")
@@ -88,19 +83,19 @@ def parser() -> argparse.ArgumentParser:
     target.add_argument("--vulkan-target", metavar="NAME", help="GPU of the vulkan target")
     target.add_argument("--cuda-arch", metavar="SM", help="architecture of the cuda target, such as sm_80")
     target.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="processor threads for the latency (default 1)"
+        "--threads", type=count, default=1, metavar="N", help="processor threads for the latency (default 1)"
     )
     search = top.add_argument_group("search")
     search.add_argument("--objective", default="accuracy", metavar="M", help="accuracy (default), latency or size")
     search.add_argument(
-        "--max-drop", type=float, default=0.01, metavar="X", help="largest loss of top-1, as a fraction (0.01)"
+        "--max-drop", type=number, default=0.01, metavar="X", help="largest loss of top-1, as a fraction (0.01)"
     )
-    search.add_argument("--max-trials", type=int, metavar="N", help="configurations to measure (default: all 96)")
+    search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all 96)")
     search.add_argument("--time-budget", type=_seconds, metavar="TIME", help="such as 90s, 10m or 1h")
     search.add_argument(
         "--sampler", default="xgboost", metavar="S", help="xgboost (default), random, grid, genetic or tpe"
     )
-    search.add_argument("--seed", type=int, default=0, metavar="N")
+    search.add_argument("--seed", type=count, default=0, metavar="N")
     search.add_argument("--no-transfer", action="store_true", help="search without what was measured on other models")
     search.add_argument(
         "--no-early-stop", action="store_true", help="measure every trial on all images, hopeless ones too"
@@ -109,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
     )
     bits = top.add_argument_group("bits")
-    bits.add_argument("--weight-bits", type=int, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
+    bits.add_argument("--weight-bits", type=count, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
     bits.add_argument(
         "--size-budget", metavar="SIZE", help="of all weights, such as 1.2MB or 0.5x of eight bits: bits layer by layer"
     )
@@ -136,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console(quiet=arguments.quiet)
     _check(arguments)
-    if arguments.emit in ("linalg", "qdq", "integer"):
+    if _emits_text(arguments):
         return _emit(arguments, console)
     if arguments.config is not None or arguments.emit == "vmfb":
         return _build_one(arguments, console)
@@ -159,7 +154,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out --config and --emit, or it")
     if arguments.dump_ir_dir is not None:
-        writable_folder(arguments.dump_ir_dir, "--dump-ir-dir")
+        places.folder(arguments.dump_ir_dir, "--dump-ir-dir")
+    if arguments.output is not None and (_emits_text(arguments) or Path(arguments.output).suffix == ".vmfb"):
+        places.file(arguments.output, "output")
+    elif not _emits_text(arguments):
+        places.folder(arguments.output or _FOLDER, "output folder")
+
+
+def _emits_text(arguments: argparse.Namespace) -> bool:
+    """Whether the result is a stage of the network, and no artifact."""
+    return arguments.emit in ("linalg", "qdq", "integer")
 
 
 def _search(arguments: argparse.Namespace, console: Console) -> int:
@@ -168,9 +172,9 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     from quantune import api
     from quantune.compiler.targets import parse
 
-    if not arguments.verbose:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder = arguments.output or "quantune-out"
+    optuna.logging.disable_default_handler()  # it prints what `Notes` decides about
+    optuna.logging.enable_propagation()
+    folder = arguments.output or _FOLDER
     with console.search(arguments.max_trials) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,
@@ -185,7 +189,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     console.show(result, Path(folder))
     if result.tuning.interrupted:
         print("quantune-compile: interrupted; everything measured is kept, the same command resumes", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted()
     return OK if result.feasible else INFEASIBLE
 
 
@@ -201,9 +205,10 @@ def _build_one(arguments: argparse.Namespace, console: Console) -> int:
             target=parse(arguments.target, **_target_details(arguments)), options=_options(arguments),
             debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
-    output = Path(arguments.output or "quantune-out")
-    path = output if output.suffix == ".vmfb" else api.output_folder(output) / "best.vmfb"
-    artifact.save(path)
+    output = Path(arguments.output or _FOLDER)
+    path = output if output.suffix == ".vmfb" else places.folder(output, "output folder") / "best.vmfb"
+    with interrupts.held():
+        artifact.save(path)
     console.show_artifact(artifact, path)
     return OK
 
@@ -229,10 +234,7 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
         return OK
     path = Path(arguments.output)
     text = lowered.module if path.suffix == ".mlirbc" else str(parse_module(lowered.module)).encode()
-    try:
-        path.write_bytes(text)
-    except OSError as error:
-        raise UsageError(f"output '{path}': {error.strerror or error}") from error
+    places.write(path, text, "output")
     return OK
 
 
@@ -259,24 +261,18 @@ def _debugging(arguments: argparse.Namespace) -> Debugging:
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", text):
+    if not re.fullmatch(r"[1-9]\d{0,5},[1-9]\d{0,5},[1-9]\d{0,5}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"'{text}': expected channels,height,width such as 3,224,224")
     c, h, w = map(int, text.split(","))
     return c, h, w
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
-    if not found or float(found[1]) <= 0:
+    value = seconds(text)
+    if not value:
         raise argparse.ArgumentTypeError(f"'{text}': expected a time such as 90s, 10m or 1h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[found[2]]
-
-
-def _version() -> str:
-    from quantune.versions import versions
-
-    return ", ".join(f"{name} {version}" for name, version in versions().items())
+    return value
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("quantune-compile", command, None, last=True))

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from quantune import api
+from quantune.cli.streams import one_line, own_stderr
 from quantune.compiler.inspect import integer_share
 from quantune.config import QuantConfig
 from quantune.runtime.artifact import Artifact
@@ -26,8 +27,11 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         # Piped output has no width of its own; a table cut to 80 columns would lose the configurations.
-        self._out = RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
-        self._err = RichConsole(stderr=True, highlight=False, quiet=quiet)
+        # What is printed may hold brackets and colons, which are no markup and no emoji.
+        self._out = RichConsole(
+            file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160
+        )
+        self._err = RichConsole(file=own_stderr(), highlight=False, markup=False, emoji=False, quiet=quiet)
 
     @contextlib.contextmanager
     def stages(self) -> Iterator[api.Progress]:
@@ -39,8 +43,8 @@ class Console:
     def search(self, trials: int | None) -> Iterator[SearchDisplay]:
         """Show a search while it runs."""
         columns = (
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", style="bold", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
         with Progress(*columns, console=self._err, transient=False) as bar:
             display = SearchDisplay(bar, self._err, trials)
@@ -74,17 +78,16 @@ class Console:
         self._out.print(f"{len(tuning.trials)} trials, stopped: {tuning.stopped}", soft_wrap=True)
         for name in ("best.vmfb", "report.html"):
             if (folder / name).is_file():
-                self._out.print(f"  {folder / name}", soft_wrap=True)
+                self._out.print(one_line(f"  {folder / name}"), soft_wrap=True)
 
     def show_artifact(self, artifact: Artifact, path: Path) -> None:
         """One line about an artifact built without a search, and its layers."""
         share = integer_share(artifact.layers)
         config = "" if artifact.config is None else artifact.config.brief
-        self._out.print(
-            f"{path}: {artifact.size_bytes / 1e6:.2f} MB, {share:.1%} of the multiply-accumulates in integers, "
-            f"{config}",
-            soft_wrap=True,
+        text = (
+            f"{path}: {artifact.size_bytes / 1e6:.2f} MB, {share:.1%} of the multiply-accumulates in integers, {config}"
         )
+        self._out.print(one_line(text), soft_wrap=True)
 
 
 class SearchDisplay:
@@ -129,7 +132,7 @@ class SearchDisplay:
         if self._search is None:
             self._search = self._bar.add_task("searching", total=event.total or self._trials, note="")
         if event.kind == "note":
-            self._console.print(event.message)
+            self._console.print(one_line(event.message))
         elif event.trial is not None and event.kind in ("finished", "failed"):
             self._console.print(_line(event.trial, event.is_baseline), soft_wrap=True)
         best = event.best.score if event.best else None
@@ -142,7 +145,7 @@ class SearchDisplay:
 def _line(trial: TuningTrial, is_baseline: bool) -> str:
     name = "base " if is_baseline else f"{trial.number:4d} "
     if trial.score is None:
-        return f"{name} FAILED  {trial.config.brief}: {trial.reason}"
+        return one_line(f"{name} FAILED  {trial.config.brief}: {trial.reason}")
     score = trial.score
     latency = "" if score.latency_ms is None else f"{score.latency_ms:8.3f} ms"
     size = f"{score.size_bytes / 1e6:7.2f} MB"

@@ -14,7 +14,10 @@ from pathlib import Path
 from mlir_passes import PASSES, Pass, Pipeline, PipelineError, PipelineFailure, load_pass
 from mlir_passes.base import option_fields
 from mlir_passes.registry import first_diagnostic
-from quantune.cli.arguments import OneLineParser, writable_folder
+from quantune import places
+from quantune.cli.arguments import OneLineParser, count, version_line
+from quantune.cli.entry import run
+from quantune.cli.streams import Notes, one_line
 from quantune.errors import PassFailed, QuantuneError, UsageError
 
 _SPLIT = re.compile(r"^// -----.*\n", re.MULTILINE)
@@ -22,24 +25,21 @@ _SPLIT = re.compile(r"^// -----.*\n", re.MULTILINE)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the tool; returns its exit code: 0, 1 when a pass rejected the input, 2 when the request is wrong."""
-    arguments = _parser().parse_args(argv)
-    try:
-        if arguments.list_passes:
-            print(_list_passes(markdown=arguments.markdown))
-            return 0
-        return _transform(arguments)
-    except QuantuneError as error:
-        if os.environ.get("QUANTUNE_DEBUG"):
-            raise
-        print(f"quantune-opt: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run("quantune-opt", command, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command(argv: list[str] | None, notes: Notes) -> int:
+    """What the command does; its errors are told by `quantune.cli.entry`."""
+    arguments = _parser().read(argv)
+    if arguments.list_passes:
+        print(_list_passes(markdown=arguments.markdown))
+        return 0
+    return _transform(arguments)
+
+
+def _parser() -> OneLineParser:
     parser = OneLineParser(prog="quantune-opt", description=__doc__)
+    parser.add_argument("--version", action="version", version=version_line())
     parser.add_argument("input", nargs="?", default="-", help="a .mlir or .mlirbc file; - (the default) reads stdin")
     parser.add_argument("--pass-pipeline", default="", metavar="PASSES", help="for example 'quantune-lower-quant,cse'")
     parser.add_argument("--split-input-file", action="store_true", help="treat parts between '// -----' lines apart")
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--print-ir-after-all", action="store_true", help="print the module after each pass to stderr")
     parser.add_argument("--dump-ir-dir", metavar="DIR", help="write the module after each pass into files under DIR")
     parser.add_argument("--timing", action="store_true", help="print the time of each pass to stderr")
-    parser.add_argument("--elide", type=int, metavar="N", help="print constants with more than N elements as '...'")
+    parser.add_argument("--elide", type=count, metavar="N", help="print constants with more than N elements as '...'")
     parser.add_argument("--list-passes", action="store_true", help="list quantune's passes and their options, and stop")
     parser.add_argument("--markdown", action="store_true", help="with --list-passes: the reference, as markdown")
     return parser
@@ -65,7 +65,7 @@ def _transform(arguments: argparse.Namespace) -> int:
     if arguments.elide is not None and arguments.elide < 0:
         raise UsageError(f"--elide {arguments.elide}: expected 0 or more")
     if arguments.dump_ir_dir is not None:  # MLIR prints a warning for a folder it cannot make, and goes on
-        writable_folder(arguments.dump_ir_dir, "--dump-ir-dir")
+        places.folder(arguments.dump_ir_dir, "--dump-ir-dir")
     exit_code = 0
     for index, source in enumerate(_sources(arguments.input, split=arguments.split_input_file)):
         if index:
@@ -78,7 +78,7 @@ def _transform(arguments: argparse.Namespace) -> int:
                 if os.environ.get("QUANTUNE_DEBUG"):
                     raise
                 # The message starts with its own file, line and "error:"; the other parts of the file go on.
-                print(_with_file_name(str(error), arguments.input), file=sys.stderr)
+                print(one_line(_with_file_name(str(error), arguments.input)), file=sys.stderr)
                 exit_code = max(exit_code, error.exit_code)
     return exit_code
 
@@ -107,7 +107,9 @@ def _sources(path: str, *, split: bool) -> Iterator[bytes]:
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read '{path}': {error.strerror}; give a .mlir file, or - for stdin") from error
+        raise UsageError(
+            f"cannot read '{path}': {error.strerror or error}; give a .mlir file, or - for stdin"
+        ) from error
     if not split:
         yield content
         return
@@ -158,4 +160,4 @@ def _markdown(pass_class: type[Pass]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("quantune-opt", command, None, last=True))

@@ -25,6 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "mlir_passes.network": names("numpy"),
     "mlir_passes": names("numpy torch_mlir mlir_passes.network"),
     "quantune.errors": set(),
+    "quantune.interrupts": set(),
+    "quantune.places": names(".compiler"),
     "quantune.bits": set(),
     "quantune.config": names(".bits"),
     "quantune.versions": names("quantune"),
@@ -41,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan"),
     "quantune.runtime": names("numpy iree quantune .config .compiler"),
-    "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .space"),
+    "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
     "quantune.allocator": names(
@@ -55,11 +57,12 @@ ALLOWED: dict[str, set[str]] = {
         " .report .runtime .search .space .versions"
     ),
     "quantune.api": names(
-        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model .plan"
-        " .guidance .proxies .reporting .runtime .search .space .versions .zoo"
+        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
+        " .places .plan .guidance .proxies .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
-        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .runtime .search .versions"
+        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .interrupts .places .runtime .search"
+        " .versions"
     ),
     "quantune": names(".api .config .runtime"),
 }

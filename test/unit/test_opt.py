@@ -53,7 +53,7 @@ def test_reads_bytecode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             "--pass-pipeline: unknown pass 'quantune-lower-qant'; did",
         ),
         (["{source}", "--pass-pipeline=quantune-lower-quant{bits=4}"], "has no option 'bits'; its options: none"),
-        (["{source}", "--elide=many"], "argument --elide: invalid int value: 'many'"),
+        (["{source}", "--elide=many"], "argument --elide: 'many': expected a whole number"),
         (["{source}", "--elide=-1"], "--elide -1: expected 0 or more"),
         (["{source}", "--dump-ir-dir={source}"], "expected a writable folder"),
         (["{source}", "--nonsense"], "unrecognized arguments: --nonsense (see quantune-opt --help)"),
