@@ -79,7 +79,7 @@ def evaluator(cache: ArtifactCache) -> Iterator[Evaluator]:
 def _expected(evaluator: Evaluator, config: QuantConfig) -> NDArray[np.bool_]:
     plan, network = evaluator.builder.plan(config), evaluator.builder.model.network
     activations, weights = ({}, {}) if plan is None else (plan.activations, plan.weights)
-    images, labels = zip(*map(evaluator.split.source.__getitem__, hashed_order(20)), strict=True)
+    images, labels = zip(*map(evaluator.split.source.__getitem__, hashed_order(len(evaluator.split))), strict=True)
     logits = [simulate(network, activations, weights, image[None])[network.outputs[0]] for image in images]
     return np.concatenate(logits).argmax(axis=1) == np.array(labels)
 
@@ -215,6 +215,41 @@ def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: 
         assert evaluator(other).images == images
         evaluator.set_floor(None)
         assert evaluator(other).images == images
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_accuracy_in_parts_is_that_of_each_image_with_its_own_label(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("quantune.runtime.engines.processors", lambda: workers)
+    images = 8 * FEWEST
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
+    with Evaluator(builder, _split(images, 20 + workers)) as evaluator:
+        parts, run = [], evaluator._runner.run
+        monkeypatch.setattr(evaluator._runner, "run", lambda *job: parts.append(job[-2:]) or run(*job))
+        evaluator.set_floor(Floor(np.ones(images, bool), allowed=images))  # looks, and never stops
+        score, expected = evaluator(INT8), _expected(evaluator, INT8)
+    assert parts == [(0, images // 8), (images // 8, images // 4), (images // 4, images // 2), (images // 2, images)]
+    assert 0 < expected.sum() < images
+    assert (score.accuracy, score.images) == (expected.mean(), images)
+    np.testing.assert_array_equal(unpack_correct(score.details["correct"], images), expected)
+
+
+def test_a_stopped_trial_has_the_accuracy_that_the_floor_estimates(cache: ArtifactCache) -> None:
+    images, first = 8 * FEWEST, FEWEST
+    wrong = (np.arange(first) >= 10) & (np.arange(first) % 3 != 0)
+    floor = Floor(np.arange(images) >= 10)  # its own wrong answers are all among the first images
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
+    with Evaluator(builder, _split(images, 25)) as evaluator:
+        right = evaluator._right
+        evaluator._right = lambda logits, first: right(logits, first) & ~wrong
+        answers = _expected(evaluator, INT8)[:first] & ~wrong
+        evaluator.set_floor(floor)
+        score = evaluator(INT8)
+    assert score.images == first
+    assert score.details["stopped_early"] == {"of": images, "share_of_these": answers.mean()}
+    assert score.accuracy == floor.estimate(answers)
+    assert abs(score.accuracy - answers.mean()) > 0.05
 
 
 def test_side_by_side(evaluator: Evaluator) -> None:
