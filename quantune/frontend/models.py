@@ -59,7 +59,9 @@ def load_model(request: ModelRequest, weights_of: WeightsOf = shipped) -> Import
         return read_model(_existing(reference, "model").read_bytes(), Path(reference).stem)
     if reference.endswith(".pt2"):
         _refuse(request, "weights", "shape", "classes", "batch")
-        return importer.import_program(_load_program(_existing(reference, "model")), Path(reference).stem)
+        from quantune.frontend.pt2 import read_program
+
+        return importer.import_program(read_program(_existing(reference, "model")), Path(reference).stem)
     kind, _, name = reference.partition(":")
     if kind == "torchvision" and name:
         model, title = _torchvision_model(request, name), name
@@ -202,14 +204,6 @@ def _call_factory(reference: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"{reference}: expected a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def _load_program(path: Path) -> torch.export.ExportedProgram:
-    try:
-        with importer.quiet():
-            return torch.export.load(path)
-    except Exception as error:
-        raise UsageError(f"model '{path}': not a program saved by torch.export.save: {_line(error)}") from error
 
 
 def _existing(name: str, what: str) -> Path:
