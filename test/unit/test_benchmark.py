@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,16 +52,62 @@ def test_measure_interleaves() -> None:
     assert samples[0].calls == 4
 
 
-def test_measure_counts_time() -> None:
-    (sample,) = measure([lambda: time.sleep(0.002)], Effort(repetitions=2, min_seconds=0.02, warmup_seconds=0))
-    assert sample.minimum >= 2
-    assert sample.minimum <= sample.quartiles[0] <= sample.quartiles[1] <= sample.quartiles[2]
-    assert 2 <= sample.calls <= 10
+class Clock:
+    """A clock that only calls move: a call takes the next of some milliseconds, the last of them for ever after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.calls = 0, 0
+        monkeypatch.setattr("quantune.runtime.measure.time", self)
+
+    def perf_counter_ns(self) -> int:
+        return self.now
+
+    def perf_counter(self) -> float:
+        return self.now / 1e9
+
+    def call(self, *milliseconds: float) -> Callable[[], None]:
+        waiting = list(milliseconds)
+
+        def run() -> None:
+            self.calls += 1
+            self.now += round(1e6 * (waiting.pop(0) if len(waiting) > 1 else waiting[0]))
+
+        return run
+
+
+def test_measure_counts_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    # Three calls warm up for 2.5 ms, and say that 6 fill a slice of 6 ms.
+    (sample,) = measure([clock.call(1)], Effort(repetitions=2, min_seconds=0.012, warmup_seconds=0.0025))
+    assert sample == Samples((1.0, 1.0), 1.0, (1.0, 1.0, 1.0), 12)
+    assert clock.calls == 3 + 12
+
+
+def test_a_slow_first_call_does_not_shorten_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    (sample,) = measure([clock.call(100, 1)], Effort(repetitions=3, min_seconds=0.012, warmup_seconds=0.05))
+    assert sample.calls == 3 * 4
+    (sample,) = measure([clock.call(8)], Effort(repetitions=3, min_seconds=0.012, warmup_seconds=0))
+    assert sample.calls == 3  # a slice has a call, however long it takes
+
+
+def test_medians_of_slices_and_quartiles_of_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    warm = (4, 4)  # the first call, and the one that says how long a call takes: three fill a slice
+    slices = (2, 9, 1), (4, 10, 4)
+    calls = [clock.call(*warm, *slices[0], *slices[1]), clock.call(4)]
+    found, other = measure(calls, Effort(repetitions=2, min_seconds=0.024, warmup_seconds=0))
+    assert found == Samples((2.0, 4.0), 1.0, (2.5, 4.0, 7.75), 6)
+    assert other == Samples((4.0, 4.0), 4.0, (4.0, 4.0, 4.0), 6)
 
 
 @pytest.mark.parametrize(
-    "values", [{"repetitions": 0}, {"min_seconds": -1}, {"warmup_seconds": float("nan")}, {"min_seconds": float("inf")}]
-)
+    "values",
+    [
+        {"repetitions": 0}, {"min_seconds": -1}, {"warmup_seconds": float("nan")}, {"min_seconds": float("inf")},
+        {"min_seconds": 3600}, {"warmup_seconds": 3600}, {"warmup_seconds": -0.1},
+    ],
+)  # fmt: skip
 def test_bad_effort(values: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Effort(**values)  # type: ignore[arg-type]
@@ -70,7 +116,7 @@ def test_bad_effort(values: dict[str, float]) -> None:
 def test_pinning_is_undone() -> None:
     before = os.sched_getaffinity(0)
     with pinned(True) as processor:
-        assert os.sched_getaffinity(0) == {processor}
+        assert os.sched_getaffinity(0) == {processor} == {max(before)}
     assert os.sched_getaffinity(0) == before
     with pinned(False) as processor:
         assert processor is None
@@ -94,6 +140,18 @@ def test_speedup() -> None:
     assert found.low == 2
     assert 2 < found.high <= 4
     assert _speedup(slow, slow).value == 1
+    assert _speedup(fast, slow).value == 0.5
+
+
+def test_the_interval_of_a_speedup_is_that_of_the_median_of_slices() -> None:
+    random = np.random.default_rng(1)
+    ratios = 2 * np.exp(random.normal(0, 0.1, 25))
+    found = _speedup(Samples(tuple(ratios), 1.0, (1.0, 2.0, 3.0), 25), Samples((1.0,) * 25, 1.0, (1.0, 1.0, 1.0), 25))
+    assert found.value == np.median(ratios)
+    # The order statistics between which the median lies with 95 %: the 8th and the 18th of 25 (binomial).
+    low, high = np.sort(ratios)[[7, 17]]
+    assert found.low == pytest.approx(low, rel=0.02)
+    assert found.high == pytest.approx(high, rel=0.02)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -108,6 +166,34 @@ def test_compare(path: Path, threads: int) -> None:
         assert timing.resident_bytes > 0
     assert compared.speedups[0].value == 1
     assert compared.speedups[1].low <= compared.speedups[1].value <= compared.speedups[1].high
+
+
+class Answers:
+    """In the place of a worker: what it would have measured."""
+
+    def __init__(self, **_: object) -> None: ...
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def request(self, job: dict) -> dict:
+        if job["job"] == "memory":
+            return {"resident": 4096, "device": 512}
+        samples = [{"medians": m, "minimum": m[0] / 2, "quartiles": [1, 3, 7], "calls": 11} for m in ([2, 4], [1, 2])]
+        return {"samples": samples, "processor": 5}
+
+
+def test_numbers_of_a_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantune.runtime.benchmark.Worker", Answers)
+    compared = compare([path, path], device="local-sync")
+    first = compared.timings[0]
+    assert (first.median_ms, first.minimum_ms, first.spread_ms) == (3, 1, 7 - 1)
+    assert (first.calls, first.repetitions, first.processor) == (11, 2, 5)
+    assert (first.resident_bytes, first.device_bytes) == (4096, 512)
+    assert compared.timings[1].minimum_ms == 0.5
+    assert [speedup.value for speedup in compared.speedups] == [1, 2]
 
 
 def test_unsaved_artifact_and_input(path: Path, tmp_path: Path) -> None:

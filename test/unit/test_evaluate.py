@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
 from quantune.search.evaluate import (
+    Difference,
     Objective,
     Score,
     accuracy_difference,
@@ -20,7 +23,6 @@ from quantune.search.evaluate import (
 )
 
 F32 = Score(0.80, 10.0, 4000, 1000)
-TENSOR = QuantConfig(granularity="tensor")
 CHANNEL = QuantConfig(granularity="channel")
 
 
@@ -51,6 +53,21 @@ def test_score_reader_raises_only_value_error(value: object) -> None:
         Score.from_json(value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accuracy": True}, "accuracy is True, expected a number"),
+        ({"images": "many"}, "images is 'many'"),
+        ({"latency_ms": "1"}, "latency_ms is '1', expected a number or null"),
+        ({"details": []}, "details is \\[\\], expected an object"),
+        ({"more": 1}, "expected an object with accuracy"),
+    ],
+)
+def test_score_reader_names_what_is_wrong(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"not a score: {message}"):
+        Score.from_json({**F32.to_json(), **change})
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_correct_bits_round_trip(bits: list[bool]) -> None:
     assert unpack_correct(pack_correct(bits), len(bits)).tolist() == bits
@@ -77,11 +94,64 @@ def test_difference_without_bits_is_wider_and_says_so() -> None:
     assert "unpaired" in str(accuracy_difference(*bare))
 
 
+def test_standard_errors_and_intervals_by_hand() -> None:
+    difference = accuracy_difference(Score(0.8, None, 1, 100), Score(0.5, None, 1, 400))
+    assert (difference.images, difference.paired) == (100, False)
+    assert difference.value == pytest.approx(0.3)
+    assert difference.standard_error == pytest.approx(math.sqrt(0.8 * 0.2 / 100 + 0.5 * 0.5 / 400))
+    # Of 8 images 3 won and 1 lost.
+    bits = [pack_correct(c) for c in ([1, 1, 1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0])]
+    mine, theirs = (Score(n / 8, None, 1, 8, {"correct": b}) for n, b in zip((4, 2), bits, strict=True))
+    paired = accuracy_difference(mine, theirs)
+    assert (paired.value, paired.images, paired.paired) == (0.25, 8, True)
+    assert paired.standard_error == pytest.approx(math.sqrt(3 + 1 - 2**2 / 8) / 8)
+    low, high = Difference(0.1, 0.02, 8, paired=True).interval()
+    assert (low, high) == (pytest.approx(0.1 - 1.959964 * 0.02), pytest.approx(0.1 + 1.959964 * 0.02))
+    narrow = Difference(0.1, 0.02, 8, paired=True).interval(0.5)
+    assert narrow == (pytest.approx(0.1 - 0.674490 * 0.02), pytest.approx(0.1 + 0.674490 * 0.02))
+    assert str(Difference(-0.004, 0.001, 500, paired=True)) == "-0.40 ± 0.20 points (95 %, paired, 500 images)"
+
+
+def test_answers_to_other_images_are_not_paired() -> None:
+    bits = {"correct": pack_correct([True] * 8)}
+    assert not accuracy_difference(Score(1.0, None, 1, 8, bits), Score(1.0, None, 1, 7, bits)).paired
+    assert not accuracy_difference(Score(1.0, None, 1, 8, bits), Score(1.0, None, 1, 8)).paired
+    assert accuracy_difference(Score(0.9, None, 1, 7), Score(0.9, None, 1, 9)).images == 7
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "confidence", "expected"),
+    [
+        (0.9, 100, 0.95, (0.825634, 0.944771)),  # Wilson's interval, from tables
+        (0.0, 10, 0.95, (0.0, 0.277533)),
+        (1.0, 10, 0.95, (0.722467, 1.0)),
+        (0.5, 40, 0.8, (0.400702, 0.599298)),
+    ],
+)
+def test_accuracy_interval_is_wilsons(
+    accuracy: float, images: int, confidence: float, expected: tuple[float, float]
+) -> None:
+    found = accuracy_interval(Score(accuracy, None, 1, images), confidence)
+    assert found == (pytest.approx(expected[0], abs=1e-6), pytest.approx(expected[1], abs=1e-6))
+
+
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 1.0])
 def test_accuracy_interval_contains_the_accuracy(accuracy: float) -> None:
     low, high = accuracy_interval(Score(accuracy, None, 1, 100))
     assert 0 <= low <= accuracy <= high <= 1
     assert 0.01 < high - low < 0.25
+
+
+def test_what_is_missing_to_the_bound_and_what_a_study_stores() -> None:
+    objective = Objective("latency", 0.01)
+    assert objective.shortfall(Score(0.77, 1.0, 1, 1000), F32) == pytest.approx(0.02)
+    assert objective.shortfall(Score(0.77, 1.0, 1, 1000), None) == 0
+    assert Objective().shortfall(Score(0.1, 1.0, 1, 1000), F32) == 0
+    score = Score(0.8, 3.0, 500, 1000)
+    found = {metric: Objective(metric, 0.01) for metric in ("accuracy", "latency", "size")}
+    assert {m: (o.value(score), o.direction) for m, o in found.items()} == {
+        "accuracy": (0.8, "maximize"), "latency": (3.0, "minimize"), "size": (500.0, "minimize"),
+    }  # fmt: skip
 
 
 def test_bound_is_absolute_and_inclusive() -> None:
@@ -100,8 +170,28 @@ def test_bound_is_absolute_and_inclusive() -> None:
         ("latency", Score(0.78, 9.0, 9, 1000), Score(0.70, 1.0, 1, 1000)),
         ("size", Score(0.791, 9.0, 8, 1000), Score(0.799, 1.0, 9, 1000)),
         ("size", Score(0.799, 9.0, 9, 1000), Score(0.791, 1.0, 9, 1000)),
+        ("accuracy", Score(0.795, 9.0, 8, 1000), Score(0.795, 9.0, 9, 1000)),
+        ("accuracy", Score(0.795, 9.0, 9, 1000), Score(0.795, None, 1, 1000)),
+        ("latency", Score(0.799, 8.0, 9, 1000), Score(0.791, 8.0, 1, 1000)),
+        ("latency", Score(0.799, 8.0, 8, 1000), Score(0.799, 8.0, 9, 1000)),
+        ("size", Score(0.799, 8.0, 9, 1000), Score(0.799, 9.0, 9, 1000)),
+        ("size", Score(0.78, 9.0, 8, 1000), Score(0.78, 9.0, 9, 1000)),
     ],
-    ids=["accuracy", "then-latency", "latency", "bound-first", "closest-to-bound", "size", "then-accuracy"],
+    ids=[
+        "accuracy",
+        "then-latency",
+        "latency",
+        "bound-first",
+        "closest-to-bound",
+        "size",
+        "then-accuracy",
+        "accuracy-at-last-size",
+        "unmeasured-is-slowest",
+        "latency-then-accuracy",
+        "latency-at-last-size",
+        "size-at-last-latency",
+        "outside-the-bound-by-metric",
+    ],
 )
 def test_better(metric: str, winner: Score, loser: Score) -> None:
     objective = Objective(metric, 0.01)
@@ -109,9 +199,26 @@ def test_better(metric: str, winner: Score, loser: Score) -> None:
     assert not objective.better((CHANNEL, loser), (CHANNEL, winner), F32)
 
 
-def test_equal_scores_prefer_the_simpler_configuration() -> None:
+SIMPLE = QuantConfig(calib=1, scheme="symmetric_power2", clip="max", granularity="tensor", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("option", "simple_first"),
+    [
+        ("granularity", ("tensor", "channel")),
+        ("clip", ("max", "percentile", "mse", "aciq", "kl")),
+        ("scheme", ("symmetric_power2", "symmetric", "symmetric_uint8", "asymmetric")),
+        ("precision", ("int8", "mixed")),
+        ("calib", (1, 1000)),
+    ],
+)
+def test_equal_scores_prefer_the_simpler_configuration(option: str, simple_first: tuple) -> None:
     score = Score(0.8, 1.0, 1, 1000)
-    assert Objective().better((TENSOR, score), (CHANNEL, score))
+    configs = [replace(SIMPLE, **{option: value}) for value in simple_first]
+    assert all(Objective().better((a, score), (b, score)) for a, b in itertools.pairwise(configs))
+    f32, f16 = (QuantConfig(precision=precision) for precision in ("f32", "f16"))
+    assert Objective().better((f32, score), (f16, score))
+    assert Objective().better((f16, score), (SIMPLE, score))
 
 
 @pytest.mark.parametrize("arguments", [("speed", 0.01), ("latency", None), ("latency", 1.5), ("accuracy", -0.1)])

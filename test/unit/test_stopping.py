@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantune.search.stopping import FEWEST, Floor, fewest_marked, looks
+from quantune.search.stopping import ERROR, FEWEST, Floor, fewest_marked, looks
 
 
 def _exact(population: int, marked: int, drawn: int, found: int) -> float:
@@ -100,11 +102,48 @@ def test_the_estimate_is_unbiased_and_better_than_the_plain_share() -> None:
     assert mine.std() < 0.8 * plain.std()
 
 
+def test_the_estimate_by_hand() -> None:
+    floor = Floor(np.array([1, 0, 1, 1, 0, 0, 1, 1], bool))
+    # Of the five that the reference has right two of three were right, of the other three the one that was seen.
+    assert floor.estimate(np.array([1, 1, 0, 1], bool)) == pytest.approx((5 * 2 / 3 + 3 * 1) / 8)
+    # Of a share that was not seen nothing else is known than what the reference answered.
+    assert Floor(np.array([1, 1, 0], bool)).estimate(np.array([1], bool)) == pytest.approx(2 / 3)
+    assert Floor(np.array([0, 0, 1], bool)).estimate(np.array([0], bool)) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("images", "seen", "error"), [(512, 64, 0.01), (512, 128, 0.1), (60, 30, 0.2)])
+def test_stops_where_the_exact_bounds_part(images: int, seen: int, error: float) -> None:
+    reference = np.arange(images) % 4 != 0
+    known = reference[:seen]
+    rights, wrongs, each = int(reference.sum()), int((~reference).sum()), error / (2 * (3 if images == 512 else 1))
+
+    @functools.cache
+    def least(population: int, drawn: int, found: int) -> int:
+        possible = range(found, population - (drawn - found) + 1)
+        return next(k for k in possible if _exact(population, k, drawn, found) > each)
+
+    verdicts = set()
+    for lost, won, allowed in itertools.product(range(0, 16), (0, 1, 4), (0, images // 16)):
+        right = known.copy()
+        right[np.flatnonzero(known)[:lost]] = False
+        right[np.flatnonzero(~known)[:won]] = True
+        most_won = wrongs - least(wrongs, int((~known).sum()), int((~known).sum()) - won)
+        expected = least(rights, int(known.sum()), lost) - most_won > allowed
+        assert Floor(reference, allowed, error).stops(right) == expected, (lost, won, allowed)
+        verdicts.add(expected)
+    assert verdicts == {True, False}
+
+
 def test_few_images_are_never_stopped() -> None:
+    assert (FEWEST, ERROR) == (64, 0.01)
     assert looks(FEWEST) == ()
     assert looks(1000) == (125, 250, 500)
+    assert looks(8 * FEWEST) == (64, 128, 256)
+    assert looks(8 * FEWEST - 8) == (126, 252)
+    assert looks(8 * FEWEST + 1) == (65, 129, 257)
 
 
-def test_bad_numbers() -> None:
-    with pytest.raises(ValueError, match="allowed -1"):
-        Floor(np.ones(3, bool), -1)
+@pytest.mark.parametrize(("allowed", "error"), [(-1, 0.01), (0, 0.0), (0, 1.0)])
+def test_bad_numbers(allowed: int, error: float) -> None:
+    with pytest.raises(ValueError, match=f"allowed {allowed} and error {error}"):
+        Floor(np.ones(3, bool), allowed, error)
