@@ -21,6 +21,7 @@ from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
 from quantune.data.splits import Materialized, Split, batches, materialize
 from quantune.errors import RunFailed, UsageError
+from quantune.process import scratch
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer, Runner, Timer
 from quantune.runtime.measure import Effort
@@ -78,7 +79,7 @@ class Evaluator:
         workers = None if target.name == "cpu" else 1  # a GPU serves one
         self._runner = runner or LocalRunner(device=target.device(), count=workers, timeout_s=timeout_s)
         self._timer = timer or LocalTimer(device=target.device(threads=threads), threads=threads, timeout_s=timeout_s)
-        self._folder = tempfile.TemporaryDirectory(prefix="quantune-trials-")
+        self._folder = tempfile.TemporaryDirectory(prefix="trials-", dir=scratch.root())
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
         self._floor: Floor | None = None

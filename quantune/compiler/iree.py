@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import importlib.metadata
@@ -13,42 +12,25 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
+from quantune.compiler.job import Job, form_dispatches
 from quantune.compiler.targets import Target, host_identity
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
+from quantune.process import children, scratch
 
 logger = logging.getLogger(__name__)
 
 _FACTS = ".facts.gz"
 _DISPATCHES = ".dispatches.gz"
 _FAILURES_KEPT = 20
-_LOG_LIMIT = 1 << 20
-_BYTECODE_MAGIC = b"ML\xefR"
 _ARTIFACT_MAGIC = b"PK\x03\x04"  # a .vmfb is laid out as a zip archive
 _ERROR_LINE = re.compile(r"^ERROR\b|(?:^|[\s:])(?:error|fatal error): |^LLVM ERROR")
 _NOISE = re.compile(r"remark: |: warning: .*(?:deprecated|defaulted to)|^Please report issues |^ *#\d+ 0x|^Stack dump")
-# The same compilation, stopped where the dispatches are formed and printed with locations.
-_EVIDENCE_FLAGS = (
-    "--compile-to=flow",
-    "--mlir-print-debuginfo",
-    "--mlir-elide-elementsattrs-if-larger=16",
-    "--mlir-elide-resource-strings-if-larger=16",
-)
-# Verifying the IR after each of IREE's passes takes 40 % of the time. Its input is verified all the same, and a
-# compilation that fails is run again with these checks, for the sake of its message.
-_FAST_FLAGS = ("--verify=false",)
-_starting = threading.Lock()
-_running: set[int] = set()  # process groups of the compilers at work
 
 
 @dataclass(frozen=True)
@@ -110,7 +92,7 @@ def compile_module(
 
     explain: give the dispatches too, by a second process beside the first.
 
-    The artifact lies in ``cache``; without one in ``output_dir`` (default: a new temporary folder, left to the caller).
+    The artifact lies in ``cache``; without one in ``output_dir`` (default: a folder that goes when this process ends).
     dump_executables: folder for IREE's kernels, sources and binaries; the cache never answers such a call.
     failure_dir: where input, command and log of the newest 20 failures are kept (default: the user's cache folder).
     Raises CompileFailed (an error, a crash, the time or memory limit), UsageError (a processor or GPU name that IREE
@@ -123,10 +105,14 @@ def compile_module(
         return hit
     binary = compiler or find_compiler()
     try:
-        with tempfile.TemporaryDirectory(prefix="quantune-compile-") as scratch, ThreadPoolExecutor(1) as beside:
+        with scratch.folder("compile") as folder, ThreadPoolExecutor(1) as beside:
             options = (*target.flags(), *flags)
-            job = _Job(Path(scratch), binary, module, options, dump_executables)
-            told = beside.submit(_dispatches, binary, module, options, timeout_s, memory_limit_gib) if explain else None
+            job = Job(folder, binary, module, options, dump_executables)
+            told = (
+                beside.submit(form_dispatches, binary, module, options, timeout_s, memory_limit_gib)
+                if explain
+                else None
+            )
             for checks in (False, True):
                 status = job.run(timeout_s, memory_limit_gib, checks=checks)
                 log = job.log()
@@ -146,96 +132,6 @@ def compile_module(
     return CompiledModule(path, digest, job.seconds, False, _quiet(log), dispatches)
 
 
-@contextlib.contextmanager
-def paused() -> Iterator[None]:
-    """Hold all compilations of this process inside the block: a measurement of time wants the machine to itself."""
-    with _starting:
-        _signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            _signal(signal.SIGCONT)
-
-
-def _signal(number: signal.Signals) -> None:
-    for group in tuple(_running):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, number)
-
-
-class _Job:
-    """One run of iree-compile in a folder of its own."""
-
-    def __init__(self, folder: Path, binary: Path, module: bytes, flags: Sequence[str], dump: Path | None) -> None:
-        # A fixed name and a relative path: the input's name is part of a text module's locations.
-        self.source = folder / ("module.mlirbc" if module.startswith(_BYTECODE_MAGIC) else "module.mlir")
-        self.source.write_bytes(module)
-        self.folder = folder
-        self.seconds = 0.0
-        self.output = folder / "module.vmfb"
-        self.command = [str(binary), self.source.name, "-o", self.output.name, *flags]
-        if dump:
-            self.command.append(f"--iree-hal-dump-executable-files-to={dump.resolve()}")
-
-    def run(self, timeout_s: float, memory_limit_gib: float | None, *, checks: bool) -> int | None:
-        """Return the exit status (negative: the signal that ended it), or None when it ran out of time.
-
-        checks: verify the IR after each pass.
-        """
-        command = self.command if checks else [*self.command, *_FAST_FLAGS]
-        if memory_limit_gib is not None:
-            command = ["/bin/sh", "-c", f'ulimit -v {int(memory_limit_gib * 2**20)} && exec "$@"', "sh", *command]
-        with (self.folder / "log").open("wb") as log:
-            try:
-                with _starting:
-                    child = subprocess.Popen(
-                        command,
-                        cwd=self.folder,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                    _running.add(child.pid)
-            except OSError as error:
-                raise EnvironmentFailure(f"{self.command[0]} cannot be started: {error.strerror or error}") from error
-            started = time.monotonic()
-            with _killed_at_exit(child):
-                try:
-                    return child.wait(timeout_s)
-                except subprocess.TimeoutExpired:
-                    return None
-                finally:
-                    self.seconds = time.monotonic() - started
-
-    def log(self) -> str:
-        """Return what the compiler printed (its first MiB), whatever bytes it was."""
-        with (self.folder / "log").open("rb") as stream:
-            return stream.read(_LOG_LIMIT).decode("utf-8", "replace")
-
-
-def _dispatches(
-    binary: Path, module: bytes, flags: Sequence[str], timeout_s: float, memory_limit_gib: float | None
-) -> str:
-    """Return the program as text with its dispatches formed, or nothing where the compilation fails before."""
-    with tempfile.TemporaryDirectory(prefix="quantune-compile-") as scratch:
-        job = _Job(Path(scratch), binary, module, (*flags, *_EVIDENCE_FLAGS), None)
-        status = job.run(timeout_s, memory_limit_gib, checks=True)
-        return job.output.read_text(errors="replace") if status == 0 and job.output.is_file() else ""
-
-
-@contextlib.contextmanager
-def _killed_at_exit(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the child's process group when the block is left early; Ctrl-C reaches this process only."""
-    try:
-        yield
-    finally:
-        _running.discard(child.pid)
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-
 def _failure(status: int | None, log: str, timeout_s: float, limit_gib: float | None, output: Path) -> str | None:
     """Return why a compilation did not succeed, or None."""
     first = _first_error(log)
@@ -244,7 +140,7 @@ def _failure(status: int | None, log: str, timeout_s: float, limit_gib: float | 
         return f"took longer than {timeout_s:g} s and was stopped"
     if status < 0:
         limit = f" under a memory limit of {limit_gib:g} GiB" if limit_gib is not None else ""
-        return f"crashed with {_signal_name(-status)}{limit}{told}"
+        return f"crashed with {children.ending(status)}{limit}{told}"
     if status > 0:
         return f"failed with exit status {status}{told}"
     if any(_ERROR_LINE.search(line) for line in log.splitlines()):
@@ -272,18 +168,11 @@ def _unknown_name(log: str, target: Target) -> str | None:
     return None
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _quiet(log: str) -> str:
     return "\n".join(line for line in log.splitlines() if line.strip() and not _NOISE.search(line))
 
 
-def _keep_failure(root: Path, key: str, job: _Job, log: str) -> Path:
+def _keep_failure(root: Path, key: str, job: Job, log: str) -> Path:
     """Keep what reproduces a failed compilation in ``root`` and return its folder."""
     folder = root / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +186,7 @@ def _keep_failure(root: Path, key: str, job: _Job, log: str) -> Path:
     return folder
 
 
-def _store(job: _Job, dispatches: str, key: str, cache: ArtifactCache | None, folder: Path | None) -> tuple[Path, str]:
+def _store(job: Job, dispatches: str, key: str, cache: ArtifactCache | None, folder: Path | None) -> tuple[Path, str]:
     data = job.output.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if cache:
@@ -307,7 +196,7 @@ def _store(job: _Job, dispatches: str, key: str, cache: ArtifactCache | None, fo
         if dispatches:
             cache.put(key, gzip.compress(dispatches.encode(), mtime=0), _DISPATCHES)
         return cache.put(key, data, ".vmfb"), digest
-    folder = folder or Path(tempfile.mkdtemp(prefix="quantune-artifact-"))
+    folder = folder or scratch.kept("artifact")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key[:16]}.vmfb"
     write_atomically(path, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlir_passes.registry import Pipeline
 from quantune.compiler.targets import Target
 from quantune.errors import PassFailed
 from quantune.plan import QuantizationPlan
+from quantune.process import scratch
 
 if TYPE_CHECKING:
     from torch_mlir import ir
@@ -92,8 +92,8 @@ def lower(
     Raises PassFailed with the pass's diagnostic and, where asked for, the reproducer.
     """
     debugging = debugging or Debugging()
-    with tempfile.TemporaryDirectory(prefix="quantune-plan-") as folder:
-        plan_file = Path(folder) / "plan.json"
+    with scratch.folder("plan") as folder:
+        plan_file = folder / "plan.json"
 
         def attempt(plan_file: Path, debugging: Debugging) -> tuple[ir.Module, str]:
             text = _passes(plan, plan_file, target, precision, until, outline=outline)

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
+from quantune.process import children, scratch
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.devices import check_processor
 from quantune.runtime.evaluate import Worker, read_samples
@@ -99,8 +99,8 @@ def compare(
     for artifact, name in zip(loaded, names, strict=True):
         if artifact.provenance and artifact.provenance.processor and device.startswith("local-"):
             check_processor(artifact.provenance.processor, name)
-    with tempfile.TemporaryDirectory(prefix="quantune-benchmark-") as folder:
-        paths = [str(_file(artifact, Path(folder) / f"{i}.vmfb")) for i, artifact in enumerate(loaded)]
+    with scratch.folder("benchmark") as folder:
+        paths = [str(_file(artifact, folder / f"{i}.vmfb")) for i, artifact in enumerate(loaded)]
         job = {"job": "time", "programs": paths, "input": _text(images), "effort": asdict(effort)}
         with Worker(device=device, threads=threads, timeout_s=timeout_s) as worker:
             answer = worker.request(job)
@@ -132,7 +132,7 @@ def dispatch_times(
     Measured by IREE's own benchmark tool. Raises EnvironmentFailure without the tool, RunFailed when it fails.
     """
     command = [
-        str(_benchmark_tool()),
+        _benchmark_tool(),
         f"--module={path}",
         f"--device={device}",
         "--function=main",
@@ -142,11 +142,12 @@ def dispatch_times(
         "--dispatch_statistics=true",
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = children.run(command, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         raise RunFailed(f"{path}: measuring its dispatches took longer than {timeout_s:g} s") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        told = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = told[0] if told else children.ending(done.returncode)
         raise RunFailed(f"{path}: its dispatches cannot be measured: {reason}")
     rows = json.loads(done.stdout)["benchmarks"]
     return {row["name"].partition("/")[2]: row["real_time"] for row in rows if "percent" in row}

@@ -6,13 +6,13 @@ import importlib.util
 import logging
 import os
 import platform
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from quantune.compiler.inspect import Processor
 from quantune.errors import EnvironmentFailure, UsageError
+from quantune.process import children
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def host_features() -> dict[str, bool]:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         tool = Path(folder) / "iree-cpuinfo"
         if os.access(tool, os.X_OK):
-            text = subprocess.run([tool], capture_output=True, text=True, timeout=30, check=False).stdout
+            text = children.run([tool], timeout_s=30).stdout.decode("utf-8", "replace")
             pairs = (line.split() for line in text.splitlines())
             return {pair[0]: pair[1] == "1" for pair in pairs if len(pair) == 2}
     return {}

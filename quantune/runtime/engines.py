@@ -6,14 +6,15 @@ Whatever answers them, here or elsewhere, gives the same numbers: a Runner's res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.compiler.iree import paused
+from quantune.compiler.job import paused
+from quantune.errors import RunFailed
 from quantune.runtime.devices import processors
 from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort, Samples
@@ -82,15 +83,31 @@ class LocalRunner:
         parts = [(worker, int(a), int(b)) for worker, a, b in pairs if a < b]
 
         def run(worker: Worker, a: int, b: int) -> NDArray[np.floating]:
-            return worker.evaluate(program, images, parameters=numbers, first=a, count=b - a).logits
+            logits = worker.evaluate(program, images, parameters=numbers, first=a, count=b - a).logits
+            if len(logits) != b - a:
+                raise RunFailed(f"{program}: the run gave {len(logits)} results for {b - a} images")
+            return logits
 
-        with ThreadPoolExecutor(len(parts)) as pool:
-            futures = [pool.submit(run, *part) for part in parts]
-            try:
-                return np.concatenate([future.result() for future in futures])
-            except BaseException:
-                self.renew()  # else the pool would wait for the others
-                raise
+        pool = ThreadPoolExecutor(len(parts))
+        futures = [pool.submit(run, *part) for part in parts]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            if failed := [error for future in done if (error := future.exception())]:
+                raise failed[0]
+            return np.concatenate([future.result() for future in futures])
+        except BaseException:
+            self._abandon(futures)  # else they would go on until they are done, or out of time
+            raise
+        finally:
+            pool.shutdown(wait=False)  # all are done, unless a second Ctrl-C came: then `close` ends them
+
+    def _abandon(self, futures: Sequence[Future[NDArray[np.floating]]]) -> None:
+        """End the jobs at work; a thread that is only about to begin one is caught at the next turn."""
+        for future in futures:
+            future.cancel()
+        while not all(future.done() for future in futures):
+            self.renew()
+            wait(futures, timeout=0.05)
 
     def renew(self) -> None:
         """End the workers, and the jobs they may be at."""

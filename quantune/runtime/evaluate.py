@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import selectors
-import signal
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 
-import quantune
 from quantune import errors
-from quantune.errors import RunFailed, UsageError
+from quantune.errors import QuantuneError, RunFailed, UsageError
+from quantune.process import children, scratch
 from quantune.runtime.measure import Effort, Samples
 
-logger = logging.getLogger(__name__)
+_KILL_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Worker:
     """A child process that runs programs on one device; kept for many jobs, started anew after a crash.
 
     threads: for local-task. timeout_s: for a job. memory_limit_gib: address space of the child. Use it as a context
-    manager, or call close.
+    manager, or call close. It does one job at a time; any thread may stop it.
     """
 
     def __init__(
@@ -59,7 +57,8 @@ class Worker:
         self.timeout_s = timeout_s
         self.memory_limit_gib = memory_limit_gib
         self._child: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._job = threading.Lock()  # held by the thread that owns the child and its pipes
+        self._log = tempfile.TemporaryFile(dir=scratch.root())  # noqa: SIM115 - closed by close()
 
     def __enter__(self) -> Self:
         return self
@@ -71,16 +70,27 @@ class Worker:
 
     def start(self) -> None:
         """Start the child ahead of its first job, without waiting for it."""
-        if self._child is None:
-            self._start()
+        with self._job:
+            if self._child is None:
+                self._start()
 
     def stop(self) -> None:
-        """End the child, and with it the job it may be at; the next job starts another."""
-        self._stop()
+        """End the child, and at once the job that another thread may have it at; the next job starts another."""
+        while True:
+            # Only a signal: the thread that waits for the child would never hear of a pipe that is closed under it.
+            if (child := self._child) is not None:
+                children.kill(child)
+            # That thread lets go as soon as it sees the end, or has a child that it was just starting killed as well.
+            if self._job.acquire(timeout=_KILL_AGAIN_S):
+                break
+        try:
+            self._end()
+        finally:
+            self._job.release()
 
     def close(self) -> None:
-        """End the child."""
-        self._stop()
+        """End the child, and the job it may be at."""
+        self.stop()
         self._log.close()
 
     def evaluate(
@@ -99,10 +109,10 @@ class Worker:
         parameters: named arrays, an .npz or an .irpa file. effort: measure the latency too. Raises RunFailed when the
         program cannot be loaded, crashes, hangs or needs too much memory, UsageError when the images do not fit it.
         """
-        with tempfile.TemporaryDirectory(prefix="quantune-run-") as folder:
-            output = Path(folder) / "logits.npy"
+        with scratch.folder("run") as folder:
+            output = folder / "logits.npy"
             if isinstance(parameters, Mapping):
-                file = Path(folder) / "parameters.npz"
+                file = folder / "parameters.npz"
                 np.savez(file, **parameters)  # type: ignore[arg-type]
                 parameters = file
             job = {
@@ -116,8 +126,12 @@ class Worker:
                 "effort": asdict(effort) if effort else None,
             }
             result = self.request(job, timeout_s=timeout_s)
-            logits = np.load(output, allow_pickle=False)
-        return Evaluation(logits, result["seconds"], read_samples(result["timing"]) if result["timing"] else None)
+            try:
+                logits = np.load(output, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise RunFailed(f"{program}: the run wrote no results: {error}") from error
+        timing = result.get("timing")
+        return Evaluation(logits, float(result.get("seconds", 0.0)), read_samples(timing) if timing else None)
 
     def time(
         self,
@@ -139,43 +153,31 @@ class Worker:
         """Send one job and return its result; the error the child answered is raised here."""
         limit = self.timeout_s if timeout_s is None else timeout_s
         name = str(job.get("program", "program"))
-        child = self._child or self._start()
-        try:
-            line = self._exchange(child, json.dumps(job), limit)
-        except BaseException:
-            self._stop()  # an interrupted job must not answer the next request
-            raise
-        if line is None:
-            self._stop()
-            raise RunFailed(f"{name}: the run took longer than {limit:g} s and was stopped")
-        if not line:
-            raise RunFailed(f"{name}: the run ended with {self._stop()}{self._last_words()}")
-        answer = json.loads(line)
+        with self._job:
+            try:
+                line = self._exchange(self._child or self._start(), json.dumps(job), limit)
+                answer = _answer(line) if line else {}
+            except BaseException:
+                self._end()  # an interrupted job must not answer the next request
+                raise
+            if line is None:
+                self._end()
+                raise RunFailed(f"{name}: the run took longer than {limit:g} s and was stopped")
+            if not line:
+                raise RunFailed(f"{name}: the run ended with {self._end()}{self._last_words()}")
         if "error" in answer:
-            raise getattr(errors, answer["error"])(answer["message"])
+            raise _error(answer)
         return answer["result"]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "quantune.runtime.worker",
-            f"--device={self.device}",
-            f"--threads={self.threads}",
-        ]
+        arguments = [f"--device={self.device}", f"--threads={self.threads}"]
         if self.memory_limit_gib is not None:
-            command.append(f"--memory-limit-gib={self.memory_limit_gib}")
-        package = str(Path(quantune.__file__).parent.parent)
-        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH", ""))))
+            arguments.append(f"--memory-limit-gib={self.memory_limit_gib}")
         self._log.seek(0)
         self._log.truncate()
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "PYTHONPATH": paths},
-            start_new_session=True,
+        pipe = subprocess.PIPE
+        self._child = children.start_python(
+            "quantune.runtime.worker", *arguments, stdin=pipe, stdout=pipe, stderr=self._log
         )
         return self._child
 
@@ -199,8 +201,8 @@ class Worker:
                 answer += part
         return answer
 
-    def _stop(self) -> str:
-        """End the child's process group and return how the child ended."""
+    def _end(self) -> str:
+        """End the child and return how it ended; for the thread that holds the job."""
         child, self._child = self._child, None
         if child is None:
             return "no process"
@@ -209,11 +211,8 @@ class Worker:
                 pipe.close()  # type: ignore[union-attr]
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(0.2)  # it may be ending: then its own status is the one to tell
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        status = child.returncode
-        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        children.kill(child)
+        return children.ending(child.wait())
 
     def _last_words(self) -> str:
         """Return what the child printed last, for the message."""
@@ -235,6 +234,26 @@ def evaluate(
     """Run a program on images in a child process of its own; see Worker.evaluate for the options."""
     with Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib) as worker:
         return worker.evaluate(program, images, **options)
+
+
+def _answer(line: bytes) -> dict[str, Any]:
+    """Read what a worker answered. Raises RunFailed when it is not of the protocol."""
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not (
+        {"error", "message"} <= set(answer) or isinstance(answer.get("result"), dict)
+    ):
+        raise RunFailed(f"the worker answered something else than JSON of the expected form: {line[:80]!r}")
+    return answer
+
+
+def _error(answer: Mapping[str, Any]) -> QuantuneError:
+    kind = getattr(errors, str(answer["error"]), None)
+    if isinstance(kind, type) and issubclass(kind, QuantuneError):
+        return kind(answer["message"])
+    return RunFailed(str(answer["message"]))
 
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import socket
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from quantune.errors import UsageError
+from quantune.process.owner import lease_is_dead
 
 logger = logging.getLogger(__name__)
 
@@ -137,37 +137,6 @@ def quarantine(path: Path, why: str) -> UsageError:
         f"{path} is damaged ({why}); moved to {moved.name}. Run the same command again to start over, "
         f"or bring the trials back first with: sqlite3 {moved.name} .recover | sqlite3 {path.name}"
     )
-
-
-def lease() -> dict[str, Any]:
-    """Who is measuring: written beside a running trial, so that others can tell whether it still is."""
-    return {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def lease_is_dead(value: object) -> bool:
-    """Whether the process that wrote the lease is known to be gone; one on another machine is taken to live."""
-    if not isinstance(value, Mapping):
-        return True
-    if value.get("host") != socket.gethostname():
-        return False
-    started = _started(int(value.get("pid", -1)))
-    # The start time guards against a process number that was given to someone else.
-    return value.get("boot") != _boot_id() or started is None or started != value.get("started")
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """The start time of a process in clock ticks since boot, or None when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
 
 
 def _acquire(path: Path) -> IO[str]:

@@ -27,6 +27,7 @@ from optuna.trial import Trial, TrialState
 from quantune import space as level1
 from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.process.owner import lease
 from quantune.search.evaluate import Objective, Score, TrialFailed
 from quantune.search.features import FeatureHook
 from quantune.search.history import (
@@ -53,7 +54,7 @@ from quantune.search.result import (
 )
 from quantune.search.sampler import Prior
 from quantune.search.stopping import Floor, floor_of
-from quantune.search.store import DATABASE, Store, lease, quarantine
+from quantune.search.store import DATABASE, Store, quarantine
 from quantune.search.strategies import Strategy, describe_space
 from quantune.search.transfer import PastStudy
 

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.errors": set(),
     "quantune.interrupts": set(),
     "quantune.places": names(".compiler"),
+    "quantune.process": set(),
     "quantune.bits": set(),
     "quantune.config": names(".bits"),
     "quantune.versions": names("quantune"),
@@ -41,15 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
-    "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan"),
-    "quantune.runtime": names("numpy iree quantune .config .compiler"),
-    "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .space"),
+    "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
+    "quantune.runtime": names("numpy iree .config .compiler .process"),
+    "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .process .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
     ),
-    "quantune.evaluator": names("numpy .builder .compiler .config .data .runtime .search"),
+    "quantune.evaluator": names("numpy .builder .compiler .config .data .process .runtime .search"),
     "quantune.screening": names("numpy scipy .compiler .config .data .evaluator .space .versions"),
     "quantune.guidance": names("optuna .evaluator .proxies .screening .search .space"),
     "quantune.reporting": names(

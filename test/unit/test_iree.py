@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quantune.compiler import iree
+from quantune.compiler import iree, job
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import Target
 from quantune.errors import CompileFailed, UsageError
@@ -219,11 +221,36 @@ def test_compilations_are_held_while_time_is_measured(tmp_path: Path, shim) -> N
         compiled = pool.submit(_compile, tmp_path, ticking, explain=False)
         while not log.exists() or not log.stat().st_size:
             time.sleep(0.01)
-        with iree.paused():
+        with job.paused():
             time.sleep(0.1)  # a stop takes effect at the next scheduling
             before = log.stat().st_size
             time.sleep(0.4)
             assert log.stat().st_size == before
         assert compiled.result().sha256
     assert log.stat().st_size == 200
-    assert not iree._running
+    assert not job._running
+
+
+def test_a_held_compiler_ends_with_a_killed_owner(tmp_path: Path, shim) -> None:
+    compiler = shim("import time; time.sleep(600)")
+    pid, owner = tmp_path / "pid", tmp_path / "owner.py"
+    owner.write_text(f"""
+import os, signal, threading, time
+from pathlib import Path
+from quantune.compiler import iree, job
+from quantune.compiler.targets import Target
+given = dict(compiler=Path({str(compiler)!r}), explain=False, failure_dir=Path({str(tmp_path)!r}))
+threading.Thread(target=iree.compile_module, args=(b"", Target("cpu")), kwargs=given, daemon=True).start()
+while not (os.path.exists({str(pid)!r}) and open({str(pid)!r}).read()): time.sleep(0.01)
+with job.paused():
+    while Path("/proc", open({str(pid)!r}).read(), "stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    assert subprocess.run([sys.executable, owner], check=False, timeout=60).returncode == -signal.SIGKILL
+    state = Path(f"/proc/{pid.read_text()}/stat")
+    for _ in range(600):
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the stopped compiler is still there")

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from quantune.errors import UsageError
+from quantune.process.owner import lease, lease_is_dead
 from quantune.search.evaluate import Score
-from quantune.search.store import lease, lease_is_dead
 from quantune.search.tuner import tune
 
 
