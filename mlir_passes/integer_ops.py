@@ -12,6 +12,7 @@ from torch_mlir.dialects import math as math_dialect
 
 from mlir_passes import match
 from mlir_passes.build import element_type, elementwise, join_groups, parameter, set_layer, split_groups, tensor_type
+from mlir_passes.ir.same_body import Elementwise
 from mlir_passes.network import Node
 from mlir_passes.quant_types import QuantSpec
 from mlir_passes.read_network import Site
@@ -52,13 +53,7 @@ class Emitter:
         numbers = {"m_a": m_a, "m_b": m_b, "offset": offset, "shift": shift, "zero_point": int(y.zero_point_array)}
         scalars = [self._scalar(role, np.int32(_wrap(value))) for role, value in numbers.items()]
         scalars += self._bounds(bounds, np.int32)
-
-        def body(a, b, m_a, m_b, offset, shift, zero_point, lo, hi):
-            products = arith.addi(arith.muli(_extend(a), m_a), arith.muli(_extend(b), m_b))
-            moved = arith.addi(arith.shrsi(arith.addi(products, offset), shift), zero_point)
-            return arith.trunci(_i8(), arith.minsi(arith.maxsi(moved, lo), hi))
-
-        return elementwise([*self.inputs, *scalars], self._type(np.int8), body, layer=self.node.layer)
+        return ADD.build([*self.inputs, *scalars], self.node.shape, self.node.layer)
 
     def real(self, x: QuantSpec, w: QuantSpec | None) -> ir.Value:
         """A layer (w given) or an average as f32: ``f32(acc + B) · scale``."""
@@ -69,11 +64,8 @@ class Emitter:
             total, bias = self._accumulate(x, w)
             scale = np.broadcast_to(w.scale_array, bias.shape).astype(np.float64) * float(x.scale_array)
 
-        def body(acc, bias, scale):
-            return arith.mulf(arith.sitofp(_f32(), arith.addi(acc, bias)), scale)
-
         operands = [total, parameter(f"{self.name}.bias", bias), parameter(f"{self.name}.scale", _to_f32(scale))]
-        return elementwise(operands, self._type(np.float32), body, layer=self.node.layer)
+        return REAL.build(operands, self.node.shape, self.node.layer)
 
     def moved(self, bounds: tuple[int, int]) -> ir.Value:
         """An operation that selects or moves values, on the integers themselves."""
@@ -166,7 +158,7 @@ class Emitter:
         location = ir.Location.current
         block = generic.regions[0].blocks.append(_i8(), _i32(), arg_locs=[location] * 2)
         with ir.InsertionPoint(block), location:
-            linalg.YieldOp([arith.addi(_extend(block.arguments[0]), block.arguments[1])])
+            linalg.YieldOp([sum_body(*block.arguments)])
         return self._named(generic.results[0])
 
     def _requantize(
@@ -183,10 +175,10 @@ class Emitter:
         if allow_shift:
             scalars = [self._scalar("zero_point", np.int32(y.zero_point_array)), *self._bounds(bounds, np.int32)]
             operands += [parameter(f"{self.name}.shift", _shifts(ratio)), *scalars]
-            return elementwise(operands, self._type(np.int8), _shift_body, layer=self.node.layer)
+            return SHIFT.build(operands, self.node.shape, self.node.layer)
         scalars = [self._scalar("zero_point", np.float32(y.zero_point_array)), *self._bounds(bounds, np.float32)]
         operands += [parameter(f"{self.name}.multiplier", _to_f32(ratio)), *scalars]
-        return elementwise(operands, self._type(np.int8), _multiplier_body, layer=self.node.layer)
+        return MULTIPLIER.build(operands, self.node.shape, self.node.layer)
 
     def _pool(self, build, padded: ir.Value, init: ir.Value) -> ir.Value:
         window = tensor.empty(list(self.node.kernel), _i8())
@@ -240,6 +232,21 @@ def add_multipliers(s_a: float, s_b: float, s_out: float) -> tuple[int, int, int
     return min(round(a * 2), _ADD_LIMIT - 1), min(round(b * 2), _ADD_LIMIT - 1), 1
 
 
+def sum_body(x, acc):
+    """One element of a sum over an image: i8 added to i32."""
+    return arith.addi(_extend(x), acc)
+
+
+def _add_body(a, b, m_a, m_b, offset, shift, zero_point, lo, hi):
+    products = arith.addi(arith.muli(_extend(a), m_a), arith.muli(_extend(b), m_b))
+    moved = arith.addi(arith.shrsi(arith.addi(products, offset), shift), zero_point)
+    return arith.trunci(_i8(), arith.minsi(arith.maxsi(moved, lo), hi))
+
+
+def _real_body(acc, bias, scale):
+    return arith.mulf(arith.sitofp(_f32(), arith.addi(acc, bias)), scale)
+
+
 def _multiplier_body(acc, bias, multiplier, zero_point, lo, hi):
     scaled = math_dialect.roundeven(arith.mulf(arith.sitofp(_f32(), arith.addi(acc, bias)), multiplier))
     return arith.fptosi(_i8(), arith.minimumf(arith.maximumf(arith.addf(scaled, zero_point), lo), hi))
@@ -258,6 +265,14 @@ def _shift_body(acc, bias, shift, zero_point, lo, hi):
     q = arith.addi(q, arith.extui(_i32(), arith.cmpi(arith.CmpIPredicate.sgt, rest, half)))
     q = arith.shli(arith.minsi(arith.maxsi(q, c(-512)), c(511)), left)
     return arith.trunci(_i8(), arith.minsi(arith.maxsi(arith.addi(q, zero_point), lo), hi))
+
+
+_FLOATS = ("f32 channel", *["f32 one"] * 3)
+_INTEGERS = ("i32 channel", *["i32 one"] * 3)
+MULTIPLIER = Elementwise(_multiplier_body, ("i32", "i32 channel", *_FLOATS), "i8")
+SHIFT = Elementwise(_shift_body, ("i32", "i32 channel", *_INTEGERS), "i8")
+REAL = Elementwise(_real_body, ("i32", "i32 channel", "f32 channel"), "f32")
+ADD = Elementwise(_add_body, ("i8", "i8", *["i32 one"] * 7), "i8")
 
 
 def _power2(*specs: QuantSpec) -> bool:

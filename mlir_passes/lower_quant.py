@@ -30,6 +30,7 @@ from torch_mlir.dialects import arith, math, quant
 
 from . import build
 from .base import Pass, PassFailure
+from .ir.same_body import Elementwise
 from .quant_types import QuantSpec, is_quantized
 
 _NO_LAYER = "cast"
@@ -101,7 +102,7 @@ def _lower_qcast(op: ir.Operation, spec: QuantSpec, names: build.FreshNames) -> 
         result = build.elementwise(
             [source, scale, zero_point, low, high],
             build.tensor_type(shape, np.int8),
-            _quantize_element,
+            QUANTIZE.body,
             channel=spec.axis or 0,
             layer=build.layer_of(op),
         )
@@ -140,6 +141,10 @@ def _scale_and_zero_point(spec: QuantSpec, stem: str) -> tuple[ir.Value, ir.Valu
 def _quantize_element(real: ir.Value, scale: ir.Value, zero_point: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
     steps = arith.addf(math.roundeven(arith.divf(real, scale)), zero_point)
     return arith.fptosi(ir.IntegerType.get_signless(8), arith.minnumf(arith.maxnumf(steps, low), high))
+
+
+QUANTIZE = Elementwise(_quantize_element, ("f32", *["f32 one"] * 4), "i8")
+"""Quantizing a tensor with one scale, zero point, lower and upper bound."""
 
 
 def _dequantize_element(stored: ir.Value, scale: ir.Value, zero_point: ir.Value) -> ir.Value:

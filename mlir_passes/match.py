@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch_mlir import ir
+from torch_mlir.dialects import arith
 
 from mlir_passes.build import defining_op as owner
 from mlir_passes.build import regroups, relaid_constant
+from mlir_passes.ir.same_body import PARALLEL, REDUCTION, arithmetic, emitted, iterators
 
 GROUPED_CONV = "linalg.conv_2d_ngchw_gfchw"
 _GREATER = {2, 3, 9, 10}  # ogt oge ugt uge
@@ -62,7 +64,7 @@ def maps_of(op: ir.Operation) -> list[ir.AffineMap]:
 
 def is_identity(affine_map: ir.AffineMap) -> bool:
     """Whether a map sends every dimension to itself."""
-    return affine_map == ir.AffineMap.get_identity(affine_map.n_dims)
+    return affine_map == ir.AffineMap.get_identity(affine_map.n_dims, context=affine_map.context)
 
 
 def scalar(value: ir.Value) -> float | None:
@@ -134,8 +136,7 @@ def is_elementwise(op: ir.Operation) -> bool:
     """A linalg.generic with only parallel loops and an identity output map."""
     if op.name != "linalg.generic" or len(op.results) != 1:
         return False
-    kinds = {str(kind) for kind in op.attributes["iterator_types"]}
-    return kinds == {"#linalg.iterator_type<parallel>"} and is_identity(maps_of(op)[-1])
+    return set(iterators(op)) == {PARALLEL} and is_identity(maps_of(op)[-1])
 
 
 def match_clamp(op: ir.Operation) -> tuple[ir.Value, float, float] | None:
@@ -188,11 +189,18 @@ def compose_clamps(first: tuple[float, float], then: tuple[float, float]) -> tup
 
 def _binary(op: ir.Operation, name: str) -> list[tuple[ir.Value, ir.AffineMap]] | None:
     """The two tensors, with their maps, of an elementwise operation that is one ``name``."""
-    if not is_elementwise(op) or [o.name for o in body_of(op)] != [name, "linalg.yield"]:
+    inner = _only_step(op, name)
+    outer = _outer(op) if inner is not None else {}
+    return [outer[v] for v in inner.operands] if inner is not None and all(v in outer for v in inner.operands) else None
+
+
+def _only_step(op: ir.Operation, name: str) -> ir.Operation | None:
+    """The one operation ``name`` whose result an elementwise operation yields."""
+    if not is_elementwise(op):
         return None
-    outer = _outer(op)
-    operands = body_of(op)[0].operands
-    return [outer[v] for v in operands] if all(v in outer for v in operands) else None
+    *steps, end = body_of(op)
+    alone = [step.name for step in steps] == [name] and end.operands[0] == steps[0].results[0]
+    return steps[0] if alone else None
 
 
 def match_add(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
@@ -230,32 +238,44 @@ def _is_broadcast(affine_map: ir.AffineMap, shape: tuple[int, ...]) -> bool:
 
 def match_divide(op: ir.Operation) -> tuple[ir.Value, float] | None:
     """``x / c`` with a constant c: (x, c)."""
-    if not is_elementwise(op) or [o.name for o in body_of(op)] != ["arith.divf", "linalg.yield"]:
+    inner = _only_step(op, "arith.divf")
+    if inner is None:
         return None
-    top, bottom = body_of(op)[0].operands
+    top, bottom = inner.operands
     outer = _outer(op)
     number = scalar(outer[bottom][0]) if bottom in outer else scalar(bottom)
     if number is None or top not in outer:
         return None
     x, affine_map = outer[top]
-    return (x, number) if is_identity(affine_map) else None
+    return (x, number) if is_identity(affine_map) and shape_of(x) == shape_of(op.results[0]) else None
 
 
 def match_spatial_sum(op: ir.Operation) -> ir.Value | None:
     """The sum of f32[n, c, h, w] over h and w, into [n, c, 1, 1] or [n, c]."""
     if op.name != "linalg.generic" or len(op.results) != 1 or scalar(init_of(op)) != 0.0:
         return None
-    kinds = [str(kind) for kind in op.attributes["iterator_types"]]
-    parallel, reduction = "#linalg.iterator_type<parallel>", "#linalg.iterator_type<reduction>"
-    if kinds != [parallel, parallel, reduction, reduction]:
-        return None
-    if [o.name for o in body_of(op)] != ["arith.addf", "linalg.yield"]:
-        return None
     operands, shape, maps = inputs_of(op), shape_of(op.results[0]), maps_of(op)
-    if len(operands) != 1 or shape != shape_of(operands[0])[:2] + (1,) * (len(shape) - 2):
+    if iterators(op) != [PARALLEL, PARALLEL, REDUCTION, REDUCTION] or len(operands) != 1 or not adds_up(op):
+        return None
+    if shape != shape_of(operands[0])[:2] + (1,) * (len(shape) - 2):
         return None
     kept = [ir.AffineExpr.get_dim(i, op.context) for i in range(2)]
-    return operands[0] if is_identity(maps[0]) and list(maps[1].results)[:2] == kept else None
+    tail = [ir.AffineExpr.get_constant(0, op.context)] * (len(shape) - 2)
+    return operands[0] if is_identity(maps[0]) and list(maps[1].results) == kept + tail else None
+
+
+def adds_up(op: ir.Operation) -> bool:
+    """Whether the body of an operation adds its f32 element to its f32 result, in either order."""
+    found = arithmetic(op.regions[0].blocks[0])
+    return found in (emitted(_added, "f32", "f32"), emitted(_added_to, "f32", "f32"))
+
+
+def _added(x: ir.Value, acc: ir.Value) -> ir.Value:
+    return arith.addf(x, acc)
+
+
+def _added_to(x: ir.Value, acc: ir.Value) -> ir.Value:
+    return arith.addf(acc, x)
 
 
 def float_detail(op: ir.Operation) -> str:

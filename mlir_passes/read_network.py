@@ -14,6 +14,7 @@ from torch_mlir import ir
 
 from mlir_passes import match
 from mlir_passes.build import defining_op, layer_of, reads, relaid_constant
+from mlir_passes.ir.same_body import is_plain
 from mlir_passes.network import Network, Node
 
 _CONVS = {
@@ -24,6 +25,7 @@ _CONVS = {
 _SOURCES = {"arith.constant", "tensor.empty"}
 _FILL = {**dict.fromkeys(_CONVS, 0.0), "linalg.pooling_nchw_max": -math.inf, "linalg.pooling_nchw_sum": 0.0}
 """What a window operation that takes a padding over must be padded with."""
+_NAMED = (*_FILL, "linalg.matmul")
 WINDOWS = tuple(_FILL)
 """The operations that move a window over images: convolutions and pools, channels first."""
 
@@ -111,7 +113,9 @@ class _Reader:
                 self._float(op, result=result)
 
     def _tensor(self, op: ir.Operation) -> None:
-        if op.name in _CONVS:
+        if op.name in _NAMED and not is_plain(op):
+            self._float(op, detail=f"{op.name} with casts, maps or a body of its own")
+        elif op.name in _CONVS:
             self._conv(op)
         elif op.name == "linalg.matmul":
             self._matmul(op)

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from torch_mlir import ir
 
-from mlir_passes import match
+from mlir_passes import integer_ops, match
 from mlir_passes.build import constant_array, parameter_name
 from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, SHIFT
 from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.ir.same_body import PARALLEL, REDUCTION, arithmetic, emitted, is_plain, iterators
+from mlir_passes.lower_quant import QUANTIZE
 
 DENSE, GROUPED = "linalg.conv_2d_nhwc_hwcf", "linalg.conv_2d_nhwgc_gfhwc"
 DEPTHWISE, MATMUL = "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
 SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
 
-_MULTIPLIER = "addi sitofp mulf roundeven addf maximumf minimumf fptosi"
-_REAL = "addi sitofp mulf"
-_SHIFT = (
-    "addi maxsi subi maxsi shli shrsi maxsi shrsi subi andi andi addi cmpi extui addi maxsi minsi shli addi "
-    "maxsi minsi trunci"
-)
-_BODIES = {_MULTIPLIER: MULTIPLIER, _REAL: REAL, _SHIFT: SHIFT}
-_ADD = "extsi muli extsi muli addi addi shrsi addi maxsi minsi trunci"
-_ADD_ORDERS = (_ADD, "extsi extsi muli muli addi addi shrsi addi maxsi minsi trunci")
-_QUANTIZE = "divf roundeven addf maxnumf minnumf fptosi"
+_FORMS = {MULTIPLIER: integer_ops.MULTIPLIER, REAL: integer_ops.REAL, SHIFT: integer_ops.SHIFT}
+_LAST = "[[0], [1], [2], [3, 4]]"
 
 
 @dataclass(frozen=True)
@@ -76,39 +71,40 @@ def parameter_of(value: ir.Value) -> Parameter | None:
     return None if numbers is None or op is None else Parameter(numbers, parameter_name(op))
 
 
-def signature(op: ir.Operation) -> str:
-    """The arithmetic in a linalg.generic's body, without constants and the yield."""
-    names = [inner.name for inner in match.body_of(op)]
-    return " ".join(n.split(".")[1] for n in names if n not in ("linalg.yield", "arith.constant"))
-
-
 def requantized(op: ir.Operation) -> Requantized | None:
-    """A layer's or an average's epilogue on its i32 sums."""
-    if not match.is_elementwise(op) or signature(op) not in _BODIES:
+    """A layer's or an average's epilogue on its i32 sums, which begin at 0."""
+    form = next((kind for kind, form in _FORMS.items() if form.matches(op)), None)
+    if form is None:
         return None
-    form = _BODIES[signature(op)]
     acc, *others = match.inputs_of(op)
-    parameters = [parameter_of(value) for value in others]
-    sums = match.owner(acc)
-    if sums is not None and sums.name == "tensor.collapse_shape":
-        sums = match.owner(sums.operands[0])
-    complete = [p for p in parameters if p is not None]
-    if sums is None or len(complete) != len(parameters) or len(complete) != (2 if form == REAL else 5):
+    sums, parameters = match.owner(acc), _parameters(others)
+    if sums is not None and regroups_last(sums) and (grouped := match.owner(sums.operands[0])) is not None:
+        sums = grouped if grouped.name == GROUPED else sums
+    if sums is None or parameters is None or not sums.name.startswith("linalg."):
         return None
-    if not match.is_identity(match.maps_of(op)[0]) or match.scalar(match.init_of(sums)) not in (0, None):
-        return None
-    return Requantized(op, sums, form, tuple(complete))
+    return Requantized(op, sums, form, parameters) if match.scalar(match.init_of(sums)) == 0 else None
+
+
+def _parameters(values: Sequence[ir.Value]) -> tuple[Parameter, ...] | None:
+    """The numbers of constants; None where one of the values is none."""
+    found = tuple(p for p in map(parameter_of, values) if p is not None)
+    return found if len(found) == len(values) else None
+
+
+def regroups_last(op: ir.Operation | None) -> TypeGuard[ir.Operation]:
+    """Whether a reshape splits or joins the last dimension of [n, h, w, c] and nothing else."""
+    if op is None or op.name not in ("tensor.expand_shape", "tensor.collapse_shape"):
+        return False
+    return op.attributes["reassociation"] == ir.Attribute.parse(_LAST, context=op.context)
 
 
 def added(op: ir.Operation) -> Sum | None:
     """A residual addition in fixed point."""
-    if not match.is_elementwise(op) or signature(op) not in _ADD_ORDERS:
+    if not integer_ops.ADD.matches(op):
         return None
     a, b, *others = match.inputs_of(op)
-    complete = [p for p in map(parameter_of, others) if p is not None]
-    if len(complete) != 7 or not all(match.is_identity(m) for m in match.maps_of(op)[:2]):
-        return None
-    return Sum(op, a, b, tuple(complete))
+    parameters = _parameters(others)
+    return None if parameters is None else Sum(op, a, b, parameters)
 
 
 def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Parameter, ...]] | None:
@@ -116,13 +112,11 @@ def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Par
     if op.name != "linalg.transpose" or match.ints(op, "permutation") != (0, 2, 3, 1):
         return None
     quantize = match.owner(op.operands[0])
-    if quantize is None or not match.is_elementwise(quantize) or signature(quantize) != _QUANTIZE:
+    if quantize is None or not QUANTIZE.matches(quantize):
         return None
     real, *others = match.inputs_of(quantize)
-    complete = [p for p in map(parameter_of, others) if p is not None]
-    if len(complete) != 4 or any(p.numbers.size != 1 for p in complete):
-        return None
-    return quantize, real, tuple(complete)
+    parameters = _parameters(others)
+    return None if parameters is None else (quantize, real, parameters)
 
 
 def padded(value: ir.Value) -> Padded | None:
@@ -133,9 +127,9 @@ def padded(value: ir.Value) -> Padded | None:
     if len(op.operands) != 1 or str(ir.RankedTensorType(value.type).element_type) != "i8":
         return None
     low, high = match.ints(op, "static_low"), match.ints(op, "static_high")
-    (yielded,) = match.body_of(op)
+    *others, yielded = match.body_of(op)
     number = _padding_number(yielded.operands[0])
-    if len(low) != 4 or low[0] or low[3] or high[0] or high[3] or number is None:
+    if others or len(low) != 4 or low[0] or low[3] or high[0] or high[3] or number is None:
         return None
     return Padded(op.operands[0], low[1], low[2], high[1], high[2], number)
 
@@ -145,7 +139,8 @@ def _padding_number(value: ir.Value) -> Parameter | None:
     if op is None:
         return None
     if op.name == "tensor.extract":
-        return parameter_of(op.operands[0])
+        found = parameter_of(op.operands[0])
+        return found if found is not None and found.numbers.ndim == 0 else None
     number = match.scalar(value)
     return None if number is None else Parameter(np.asarray(number, np.int8), None)
 
@@ -163,6 +158,8 @@ def shuffled(op: ir.Operation) -> tuple[ir.Value, ...] | None:
         return None
     split = match.owner(turned.operands[0])
     if match.ints(turned, "permutation") != (0, 1, 2, 4, 3) or split is None or split.name != "tensor.expand_shape":
+        return None
+    if not regroups_last(op) or not regroups_last(split):
         return None
     whole, groups = split.operands[0], match.shape_of(split.results[0])
     if groups[3] != 2 or match.shape_of(op.results[0]) != match.shape_of(whole):
@@ -216,8 +213,27 @@ def _joins_for_shuffle(use: ir.OpOperand) -> bool:
 
 
 def image_sum(op: ir.Operation) -> bool:
-    """Whether a generic sums an image's rows and columns."""
-    if op.name != "linalg.generic" or signature(op) != "extsi addi":
+    """Whether a generic sums an i8 image's rows and columns in i32."""
+    return _reduces_image(op) and arithmetic(op.regions[0].blocks[0]) == emitted(integer_ops.sum_body, "i8", "i32")
+
+
+def float_image_sum(op: ir.Operation) -> bool:
+    """Whether a generic sums an f32 image's rows and columns."""
+    return _reduces_image(op) and match.adds_up(op)
+
+
+def sums_windows(op: ir.Operation) -> bool:
+    """Whether an operation is a sum over windows, as its name says."""
+    return op.name == SUM_POOL and is_plain(op)
+
+
+def _reduces_image(op: ir.Operation) -> bool:
+    """Whether a generic goes over the rows and columns of [n, h, w, c], into [n, c] or [n, 1, 1, c]."""
+    if op.name != "linalg.generic" or len(op.operands) != 2:
         return False
-    kinds = ["reduction" in str(kind) for kind in op.attributes["iterator_types"]]
-    return kinds == [False, True, True, False] and match.is_identity(match.maps_of(op)[0])
+    if iterators(op) != [PARALLEL, REDUCTION, REDUCTION, PARALLEL]:
+        return False
+    read, written = match.maps_of(op)
+    n, c = (ir.AffineExpr.get_dim(i, op.context) for i in (0, 3))
+    zero = ir.AffineExpr.get_constant(0, op.context)
+    return match.is_identity(read) and list(written.results) in ([n, c], [n, zero, zero, c])

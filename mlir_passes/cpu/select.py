@@ -28,8 +28,9 @@ from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
 from mlir_passes.cpu.kernels.pointwise import Add
 from mlir_passes.cpu.kernels.pool import SumPool
 from mlir_passes.cpu.kernels.text import Layout, joined_images
-from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, SUM_POOL, Padded, Parameter, Requantized, Sum
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded, Parameter, Requantized, Sum
 from mlir_passes.cpu.tiles import choose_tile
+from mlir_passes.ir.same_body import is_plain
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Selection:
                 self.waiting[found.op.results[0]] = layer
             else:
                 self._emit_layer(layer, None, None)
-        elif found.sums.name == SUM_POOL or patterns.image_sum(found.sums):
+        elif patterns.sums_windows(found.sums) or patterns.image_sum(found.sums):
             self._average(found)
 
     def _layer(self, found: Requantized) -> _Layer | None:
@@ -81,11 +82,13 @@ class Selection:
         read, weight = sums.operands[0], patterns.parameter_of(sums.operands[1])
         if sums.name == GROUPED:
             split = match.owner(read)
-            if split is None or split.name != "tensor.expand_shape":
+            if split is None or not patterns.regroups_last(split):
                 return None
             read, groups = split.operands[0], match.shape_of(read)[3]
         source = patterns.padded(read)
         if weight is None or source is None or not is_stored(source.value) or not self._fits(source):
+            return None
+        if weight.numbers.dtype != np.int8 or not is_plain(sums):
             return None
         if sums.name == MATMUL:
             return _Layer(found, source, Parameter(weight.numbers[None, None], weight.tag), Window())

@@ -19,6 +19,7 @@ from mlir_passes.cpu.kernels.epilogue import FloatForm
 from mlir_passes.cpu.kernels.text import Layout, joined_images
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded
 from mlir_passes.cpu.tiles import choose_tile
+from mlir_passes.ir.same_body import is_plain
 
 _WIDEST = 11  # columns of a depthwise window that are worth writing out
 
@@ -70,7 +71,7 @@ class FloatSelection:
             return self._grouped(op)
         if op.name not in (DENSE, DEPTHWISE, MATMUL):
             return None
-        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]):
+        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]) or not is_plain(op):
             return None
         weight, channels = relaid_constant(op.operands[1]), match.shape_of(op.results[0])[-1]
         bias = _bias(match.init_of(op), channels)
@@ -98,12 +99,12 @@ class FloatSelection:
         split, init = match.owner(op.operands[0]), match.init_of(op)
         weight, channels = relaid_constant(op.operands[1]), match.shape_of(joined.results[0])[-1]
         started = match.owner(init)
-        if started is not None and started.name == "tensor.expand_shape":
+        if patterns.regroups_last(started):
             init = started.operands[0]
         bias = _bias(init, channels)
-        if split is None or split.name != "tensor.expand_shape" or weight is None or bias is None:
+        if not patterns.regroups_last(split) or not patterns.regroups_last(joined) or weight is None or bias is None:
             return None
-        if channels < self.isa.lanes:
+        if channels < self.isa.lanes or not is_plain(op):
             return None
         groups, weight = weight.shape[0], patterns.ungrouped(weight)
         source = padded(split.operands[0])
@@ -163,7 +164,8 @@ def _bias(init: ir.Value, channels: int) -> np.ndarray | None:
     number, op = match.scalar(init), match.owner(init)
     if number is not None:
         return np.full(channels, number, np.float32)
-    if op is None or op.name != "linalg.broadcast":
+    leading = tuple(range(len(match.shape_of(init)) - 1))
+    if op is None or op.name != "linalg.broadcast" or match.ints(op, "dimensions") != leading:
         return None
     numbers = relaid_constant(op.operands[0])
     return numbers if numbers is not None and numbers.shape == (channels,) else None

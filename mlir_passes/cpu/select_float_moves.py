@@ -20,7 +20,8 @@ from mlir_passes.cpu.kernels.image_float import (
     FloatTranspose,
 )
 from mlir_passes.cpu.kernels.pool import overlaps_everywhere
-from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, MAX_POOL, SUM_POOL
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, MAX_POOL
+from mlir_passes.ir.same_body import is_plain
 
 _LOWEST = -3.4028234663852886e38
 
@@ -51,7 +52,7 @@ class FloatMoveSelection:
 
     def _max_pool(self, op: ir.Operation) -> None:
         lowest = match.scalar(match.init_of(op))
-        if lowest is None or lowest > _LOWEST:
+        if lowest is None or lowest > _LOWEST or not is_plain(op):
             return
         source, shape = padded(op.operands[0], lowest), match.shape_of(op.operands[1])
         window = patterns.window_of(op, (shape[0], shape[1]), source)
@@ -65,10 +66,12 @@ class FloatMoveSelection:
         sums = None if found is None else match.owner(found[0])
         if found is None or sums is None or not sums.operands or not is_float_image(sums.operands[0]):
             return
-        if sums.name == SUM_POOL and match.scalar(match.init_of(sums)) == 0.0:
+        if match.scalar(match.init_of(sums)) != 0.0:
+            return
+        if patterns.sums_windows(sums):
             source, shape = padded(sums.operands[0]), match.shape_of(sums.operands[1])
             window = patterns.window_of(sums, (shape[0], shape[1]), source)
-        elif _sums_image(sums):
+        elif patterns.float_image_sum(sums):
             source, shape = patterns.Padded(sums.operands[0]), match.shape_of(sums.operands[0])
             window = Window((shape[1], shape[2]))
         else:
@@ -122,14 +125,6 @@ class FloatMoveSelection:
             return
         if patterns.is_one_pixel(match.shape_of(result), buffers[source].layout):
             buffers[result] = buffers[source]
-
-
-def _sums_image(op: ir.Operation) -> bool:
-    """Whether a generic sums an f32 image's rows and columns, from 0."""
-    if op.name != "linalg.generic" or patterns.signature(op) != "addf" or match.scalar(match.init_of(op)) != 0.0:
-        return False
-    kinds = ["reduction" in str(kind) for kind in op.attributes["iterator_types"]]
-    return kinds == [False, True, True, False] and match.is_identity(match.maps_of(op)[0])
 
 
 def _read_by_window(use: ir.OpOperand) -> bool:

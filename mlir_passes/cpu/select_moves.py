@@ -16,6 +16,7 @@ from mlir_passes.cpu.kernels.pointwise import Concat, Interleave, Quantize
 from mlir_passes.cpu.kernels.pool import MaxPool, overlaps_everywhere
 from mlir_passes.cpu.kernels.text import Layout
 from mlir_passes.cpu.patterns import DENSE, MAX_POOL, Parameter
+from mlir_passes.ir.same_body import is_plain
 
 
 class MoveSelection:
@@ -56,7 +57,7 @@ class MoveSelection:
     def _max_pool(self, op: ir.Operation) -> None:
         source = patterns.padded(op.operands[0])
         shape = match.shape_of(op.operands[1])
-        if source is None or not is_stored(source.value) or match.scalar(match.init_of(op)) != -128:
+        if source is None or not is_stored(source.value) or match.scalar(match.init_of(op)) != -128 or not is_plain(op):
             return
         if source.number is not None and int(source.number.numbers) != -128:
             return

@@ -109,7 +109,7 @@ def test_the_shift_in_the_loop(zero_point: int, lo: int, hi: int) -> None:
     shift = np.tile(np.arange(-9, 31, dtype=np.int32), len(acc) // 40)
     bias = np.zeros_like(acc)
     numbers = [np.full_like(acc, value) for value in (zero_point, lo, hi)]
-    found = _run(integer_ops._shift_body, [acc, bias, shift, *numbers])
+    found = _run(integer_ops.SHIFT.body, [acc, bias, shift, *numbers])
     expected = affine.requantize_shift(acc, shift, zero_point, -128, 127)
     np.testing.assert_array_equal(found, np.clip(expected, lo, hi))
 
@@ -122,7 +122,7 @@ def test_the_multiplication_in_the_loop(zero_point: int, lo: int, hi: int) -> No
     multiplier[::20] = 0.5  # ties
     bias = generator.integers(-1000, 1000, len(acc)).astype(np.int32)
     numbers = [np.full(len(acc), value, np.float32) for value in (zero_point, lo, hi)]
-    found = _run(integer_ops._multiplier_body, [acc, bias, multiplier, *numbers])
+    found = _run(integer_ops.MULTIPLIER.body, [acc, bias, multiplier, *numbers])
     with np.errstate(over="ignore"):
         total = acc + bias  # wraps, as the compiled sum does
     expected = affine.requantize(total, multiplier, zero_point, -128, 127)

@@ -1,0 +1,1 @@
+"""What every rewrite builds and reads IR with."""
