@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantune.search.stopping import ERROR, FEWEST, Floor, fewest_marked, looks
+from quantune.search.evaluate import Objective, Score, pack_correct
+from quantune.search.stopping import ERROR, FEWEST, Floor, fewest_marked, floor_of, looks
 
 
 def _exact(population: int, marked: int, drawn: int, found: int) -> float:
@@ -147,3 +148,20 @@ def test_few_images_are_never_stopped() -> None:
 def test_bad_numbers(allowed: int, error: float) -> None:
     with pytest.raises(ValueError, match=f"allowed {allowed} and error {error}"):
         Floor(np.ones(3, bool), allowed, error)
+
+
+def test_the_floor_of_an_objective() -> None:
+    def score(right: list[int], **details: object) -> Score:
+        return Score(sum(right) / len(right), 1.0, 1, len(right), {"correct": pack_correct(right), **details})
+
+    f32, best = score([1] * 90 + [0] * 10), score([1] * 80 + [0] * 20)
+    found = floor_of(Objective("accuracy", 0.05), best, f32)
+    assert found is not None
+    assert (int(found.reference.sum()), found.allowed) == (80, 0)
+    for drop, allowed in ((0.05, 5), (0.29, 29), (0.0, 0), (0.019, 1)):  # 0.29 * 100 is a little less than 29
+        found = floor_of(Objective("latency", drop), best, f32)
+        assert found is not None
+        assert (int(found.reference.sum()), found.allowed) == (90, allowed)
+    assert floor_of(Objective("accuracy", 0.05), None, f32) is None
+    assert floor_of(Objective("size", 0.05), best, None) is None
+    assert floor_of(Objective("size", 0.05), best, Score(0.9, 1.0, 1, 100)) is None
