@@ -12,7 +12,7 @@ DEMO_OUT ?= demo-out
 BENCH_OUT ?= bench-out
 SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help setup demo test test-all test-faults lint format bench results docs clean
+.PHONY: help setup demo test test-all test-faults lint format bench results docs lock clean
 
 help: ## what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -66,6 +66,12 @@ results: setup ## write docs/results.md again from the numbers in docs/results
 docs: setup ## regenerate docs/passes.md from the passes
 	$(BIN)/quantune-opt --list-passes --markdown > docs/passes.md.new
 	mv docs/passes.md.new docs/passes.md
+
+lock: setup ## renew requirements-demo.lock, the exact packages of the demo's container
+	$(PIP) install -q --dry-run --ignore-installed --report pip-report.json .
+	$(BIN)/python third_party/lock.py < pip-report.json > requirements-demo.lock.new
+	mv requirements-demo.lock.new requirements-demo.lock
+	rm pip-report.json
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info .pytest_cache .ruff_cache .hypothesis test/lit/Output
