@@ -49,6 +49,7 @@ def clamp(q: int, qmin: int, qmax: int) -> int:
         ({"qmin": -1}, r"\[-1, 255\]"),
         ({"qmin": 5, "qmax": 5}, r"\[5, 5\]"),
         ({"qmax": 256}, r"\[0, 256\]"),
+        ({"qmin": -128, "qmax": 128}, r"\[-128, 128\]"),
     ],
 )
 def test_bad_params_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -64,6 +65,8 @@ def test_bad_shapes_are_refused() -> None:
         QuantParams(one, np.zeros(2, np.int32), 0, 255)
     with pytest.raises(ValueError, match="axis 1"):
         QuantParams(np.float32(1), np.int32(0), 0, 255, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected integers in \[0, 255\]"):
+        QuantParams(one, np.array([0, 256], np.int32), 0, 255, 0)
     with pytest.raises(ValueError, match="expected integers"):
         QuantParams(one, np.zeros(2), 0, 255, 0)  # type: ignore[arg-type]
 
@@ -116,6 +119,13 @@ def test_power_of_two_scale_is_the_smallest_that_covers(top: float, bits: int) -
     scale = float(affine.choose_params(0, top, "symmetric_power2", bits).scale)
     largest = 2 ** (bits - 1) - 1
     assert scale / 2 * largest < top <= scale * largest
+
+
+def test_the_smallest_scales_are_normal_numbers() -> None:
+    for scheme in ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"):
+        assert affine.choose_params(0, 1e-44, scheme).scale == TINY == 2.0**-126
+        assert affine.choose_params(0, 1e40, scheme).scale == affine.LARGEST_SCALE
+    assert affine.choose_scale(0, 255, "asymmetric") == 1
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(np.nan, 1.0), (0.0, np.inf), (-np.inf, 0.0)])
@@ -203,6 +213,18 @@ def test_bias_fits_after_raising_scales(scheme: str, granularity: str) -> None:
     assert affine.fit_to_bias(fitted, bias, s_x) is fitted
 
 
+def test_scales_are_raised_only_where_the_bias_asks_for_it() -> None:
+    limit = affine.BIAS_LIMIT
+    exact = QuantParams(np.float32(0.5), np.int32(0), -127, 127)
+    assert affine.fit_to_bias(exact, np.array([limit * 0.25, -1.0]), 0.5) is exact  # just fits
+    channels = QuantParams(np.array([0.5, 0.3, 0.25], np.float32), np.zeros(3, np.int32), -127, 127, 0)
+    raised = affine.fit_to_bias(channels, np.array([1.0, limit * 0.5, -2.0]), 1.0)
+    assert raised.scale.tolist() == [0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.25]
+    # Powers of two, all of them, stay powers of two.
+    powers = QuantParams(np.array([0.5, 0.25], np.float32), np.zeros(2, np.int32), -127, 127, 0)
+    assert affine.fit_to_bias(powers, np.array([0.0, limit * 0.375]), 1.0).scale.tolist() == [0.5, 0.5]
+
+
 @given(st.floats(-1e9, 1e9), sane, sane)
 def test_bias_is_exactly_rounded_or_saturated(b: float, s_x: float, s_w: float) -> None:
     got = int(affine.quantize_bias(np.array([b]), np.float32(s_x), np.float32(s_w))[0])
@@ -276,6 +298,8 @@ def test_add_is_within_one_of_the_rounded_real_sum(
     assert min(m_a, m_b) >= 0
     assert max(m_a, m_b) < 2**21
     assert 1 <= shift <= 30
+    if shift < 30:  # the largest shift: one more, and a multiplier would not fit
+        assert max(round(max(s_a, s_b) / s_out * 2 ** (shift + 1)), max(m_a, m_b)) >= 2**21 - 1
     total = (qa - za) * m_a + (qb - zb) * m_b
     assert abs(total) + (1 << (shift - 1)) < 2**31
     got = int(affine.add(np.array([qa], np.uint8), za, np.array([qb], np.uint8), zb, p, z, 0, 255)[0])
@@ -299,6 +323,9 @@ def test_add_of_extreme_ratios() -> None:
     assert affine.add_params(1e-12, 1.0, 1.0)[0] == 0
     m_a, m_b, shift = affine.add_params(1e30, 1e30, 1.0)
     assert (m_a, m_b, shift) == (2**21 - 1, 2**21 - 1, 1)
+    assert affine.add_params(1.0, 2.0**19 + 2.0**18, 1.0) == (2, 3 * 2**19, 1)
+    assert affine.add_params(1.0, 1.5 * 2.0**20, 1.0) == (2, 2**21 - 1, 1)
+    assert affine.add_params(1.5 * 2.0**20, 3.0, 1.0) == (2**21 - 1, 6, 1)
     a, b = np.array([3, 3, 5], np.uint8), np.array([3, 4, 4], np.uint8)
     assert affine.add(a, 4, b, 3, (m_a, m_b, shift), 7, 0, 255).tolist() == [0, 7, 255]
     assert affine.add_params(2.0**-30, 2.0**-30, 1.0) == (1, 1, 30)

@@ -10,7 +10,7 @@ import pytest
 from mlir_passes.network import Network, Node
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.numerics.affine import BIAS_LIMIT, choose_params
+from quantune.numerics.affine import BIAS_LIMIT, QuantParams, choose_params
 from quantune.numerics.histogram import Histogram
 from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
@@ -300,3 +300,28 @@ def test_what_is_remembered_changes_no_plan(clip: str, signed: bool) -> None:
             config = QuantConfig(clip=clip, scheme=scheme, granularity=granularity)
             fresh = make_plan(RESNET, statistics, config).to_json()
             assert make_plan(RESNET, statistics, config, ranges, weights).to_json() == fresh
+
+
+def _params(scale: float = 0.5, point: int = 0, low: int = -127, high: int = 127, channels: int = 0) -> QuantParams:
+    shape = (channels,) if channels else ()
+    axis = 0 if channels else None
+    return QuantParams(np.full(shape, scale, np.float32), np.full(shape, point, np.int32), low, high, axis)
+
+
+def test_plans_of_one_digest_quantize_alike() -> None:
+    plan = QuantizationPlan({"x": _params()}, {"w": _params(0.25), "v": _params()})
+    again = QuantizationPlan({"x": _params()}, {"v": _params(), "w": _params(0.25)}, notes=("nothing that counts",))
+    assert plan.digest() == again.digest()
+    changed = [
+        *({"w": other} for other in (_params(0.75), _params(0.25, 1), _params(0.25, 0, -126), _params(0.25, 0, -127, 126))),
+        {"w": _params(0.25, channels=1)}, {"w": _params(0.25, channels=2)}, {"v": _params(0.25), "w": _params()}, {"u": _params()},
+    ]  # fmt: skip
+    others = [QuantizationPlan(plan.activations, {**plan.weights, **change}) for change in changed]
+    others += [QuantizationPlan({"x": _params(0.25)}, plan.weights), QuantizationPlan({"y": _params()}, plan.weights)]
+    others += [QuantizationPlan({**plan.activations, "v": _params()}, {"w": _params(0.25)}), plan]
+    assert len({each.digest() for each in others}) == len(others)
+
+
+def test_narrow_is_what_has_weights_of_fewer_than_eight_bits() -> None:
+    assert not QuantizationPlan({"x": _params(low=-8, high=7)}, {"w": _params()}).is_narrow
+    assert QuantizationPlan({}, {"v": _params(), "w": _params(low=-63, high=63)}).is_narrow
