@@ -312,10 +312,10 @@ def test_plans_of_one_digest_quantize_alike() -> None:
     plan = QuantizationPlan({"x": _params()}, {"w": _params(0.25), "v": _params()})
     again = QuantizationPlan({"x": _params()}, {"v": _params(), "w": _params(0.25)}, notes=("nothing that counts",))
     assert plan.digest() == again.digest()
-    changed = [
-        *({"w": other} for other in (_params(0.75), _params(0.25, 1), _params(0.25, 0, -126), _params(0.25, 0, -127, 126))),
-        {"w": _params(0.25, channels=1)}, {"w": _params(0.25, channels=2)}, {"v": _params(0.25), "w": _params()}, {"u": _params()},
-    ]  # fmt: skip
+    weights = [_params(0.75), _params(0.25, 1), _params(0.25, 0, -126), _params(0.25, 0, -127, 126)]
+    weights += [_params(0.25, channels=1), _params(0.25, channels=2)]
+    changed = [{"w": other} for other in weights]
+    changed += [{"v": _params(0.25), "w": _params()}, {"u": _params()}]
     others = [QuantizationPlan(plan.activations, {**plan.weights, **change}) for change in changed]
     others += [QuantizationPlan({"x": _params(0.25)}, plan.weights), QuantizationPlan({"y": _params()}, plan.weights)]
     others += [QuantizationPlan({**plan.activations, "v": _params()}, {"w": _params(0.25)}), plan]

@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.report.report import build_report, option_effects, render_html, verdict, write_report
+from quantune.report.report import (
+    _bytes,
+    _duration,
+    _headline,
+    _milliseconds,
+    _percent,
+    _points,
+    _ratio,
+    build_report,
+    option_effects,
+    render_html,
+    verdict,
+    write_report,
+)
 from quantune.report.schema import Report, read_report
-from quantune.search.evaluate import Objective, Score
+from quantune.search.evaluate import Objective, Score, accuracy_interval, pack_correct
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front
 
 F32 = TuningTrial(0, QuantConfig(precision="f32"), "complete", Score(0.80, 10.0, 4_000_000, 1000))
@@ -168,3 +181,67 @@ def test_option_effects_are_differences_of_means() -> None:
     effects = dict(option_effects(report()))
     assert list(effects) == ["clip"]
     assert [(v, pytest.approx(e), n) for v, e, n in effects["clip"]] == [("kl", 0.048, 1), ("max", -0.048, 1)]
+
+
+def test_options_are_ordered_by_what_they_move_and_values_from_best_to_worst() -> None:
+    def trial(number: int, accuracy: float, **options: str) -> TuningTrial:
+        return TuningTrial(number, QuantConfig(**options), "complete", Score(accuracy, 1.0, 1, 100))  # type: ignore[arg-type]
+
+    trials = [
+        trial(0, 0.5, clip="max", scheme="symmetric"), trial(1, 0.6, clip="kl", scheme="symmetric"),
+        trial(2, 0.9, clip="max", scheme="asymmetric"), trial(3, 1.0, clip="kl", scheme="asymmetric"),
+        trial(4, 0.4, clip="kl", scheme="symmetric"),
+    ]  # fmt: skip
+    effects = option_effects(report(result(trials)))
+    assert [name for name, _ in effects] == ["scheme", "clip"]
+    assert [[value for value, _, _ in values] for _, values in effects] == [["asymmetric", "symmetric"], ["max", "kl"]]
+    assert [e for _, values in effects for _, e, _ in values] == pytest.approx([0.27, -0.18, 0.02, 2 / 3 - 0.68])
+    assert [count for _, values in effects for _, _, count in values] == [2, 3, 2, 3]
+    assert option_effects(report(result([]))) == []
+
+
+def test_a_row_has_the_difference_to_f32_and_its_error() -> None:
+    bits = [{"correct": pack_correct(c)} for c in ([1] * 80 + [0] * 20, [0] * 3 + [1] * 78 + [0] * 19)]
+    f32 = dataclasses.replace(F32, score=Score(0.80, 10.0, 4000, 100, bits[0]))
+    kept = dataclasses.replace(BEST, score=Score(0.78, 4.0, 1000, 100, {**bits[1], "latency_interval_ms": [3.5, 4.5]}))
+    made = report(result([kept], f32))
+    assert made.best is not None
+    assert made.f32 is not None
+    found, base = made.best_quantized and made.best_quantized.measurement, made.f32.measurement
+    assert found is not None
+    assert base is not None
+    assert (found.difference, found.difference_paired) == (pytest.approx(-0.02), True)
+    assert found.difference_error == pytest.approx((3 + 1 - 2**2 / 100) ** 0.5 / 100)
+    assert found.accuracy_interval == accuracy_interval(Score(0.78, 4.0, 1000, 100))
+    assert (found.latency_ms, found.latency_interval_ms, found.size_bytes, found.images) == (4.0, (3.5, 4.5), 1000, 100)
+    assert (base.difference, base.difference_error, base.latency_interval_ms) == (0, None, None)
+    assert made.best_quantized is not None
+    assert (made.best_quantized.feasible, made.f32.feasible) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (_percent(0.98765), "98.77"), (_points(0.0125), "+1.25"), (_points(-0.004), "-0.40"),
+        (_milliseconds(0.12345), "0.123"), (_milliseconds(9.994), "9.99"), (_milliseconds(10.0), "10.0"),
+        (_bytes(999), "999 B"), (_bytes(1000), "1.00 kB"), (_bytes(1_234_567), "1.23 MB"), (_bytes(10**9), "1.00 GB"),
+        (_duration(59.4), "59.4 s"), (_duration(60), "1 min 00 s"), (_duration(61.6), "1 min 02 s"),
+        (_duration(3600), "1 h 00 min"), (_duration(2 * 3600 + 300), "2 h 05 min"),
+        (_ratio(10.0, 5.0, "faster", "slower"), "2.00x faster"),
+        (_ratio(5.0, 10.0, "faster", "slower"), "2.00x slower"),
+        (_ratio(10.0, 9.96, "faster", "slower"), "not faster"), (_ratio(10.0, 9.9, "faster", "slower"), "1.01x faster"),
+        (_ratio(None, 1.0, "faster", "slower"), ""), (_ratio(1.0, None, "faster", "slower"), ""),
+    ],
+)  # fmt: skip
+def test_numbers_as_text(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_the_first_table_repeats_no_row() -> None:
+    def labels(*trials: TuningTrial, objective: Objective | None = None) -> list[tuple[str, int]]:
+        return [(label, row.number) for label, row in _headline(report(result(trials, objective=objective)))]
+
+    assert labels(DEFAULT, BEST) == [("f32", 0), ("default int8", 0), ("answer", 1)]
+    assert labels(DEFAULT) == [("f32 = answer (float)", 0), ("default int8 = best quantized", 0)]
+    good = dataclasses.replace(DEFAULT, score=Score(0.8, 1.0, 1, 1000))
+    assert labels(good) == [("f32", 0), ("default int8 = answer", 0)]
