@@ -11,6 +11,7 @@ from mlir_passes.network import Network, Node
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
 from quantune.numerics.affine import BIAS_LIMIT, QuantParams, choose_params
+from quantune.numerics.clipping import clip_range
 from quantune.numerics.histogram import Histogram
 from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
@@ -219,6 +220,23 @@ def test_a_group_covers_all_that_enters_it() -> None:
     )
     assert plan.activations["x"] == choose_params(0, 1, "asymmetric")
     assert statistics["a"] == _seen(-3, 1)  # merging worked on a copy
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"])
+@pytest.mark.parametrize("clip", ["kl", "percentile"])
+def test_ranges_are_clipped_for_the_scheme_that_uses_them(scheme: str, clip: str) -> None:
+    random = np.random.default_rng(4)
+    network = _network(_conv("a", "x"), _conv("b", "x"), _node("cat", "concat", "a", "b"), _conv("c", "cat"))
+    signed = _seen(*(1 + random.laplace(0, 1, 30_000)))
+    positive = _seen(*np.maximum(random.laplace(0, 1, 30_000), 0))
+    statistics = {"x": positive, "a": positive, "b": signed}
+    plan = make_plan(network, statistics, QuantConfig(clip=clip, scheme=scheme))
+    together = positive.copy()
+    together.merge(signed)
+    for name, histogram in (("x", positive), ("cat", together)):
+        clipped = clip_range(histogram, clip, scheme)
+        assert clipped != (histogram.minimum, histogram.maximum)
+        assert plan.activations[name] == choose_params(*clipped, scheme)
 
 
 def test_constant_tensors_are_noted() -> None:
