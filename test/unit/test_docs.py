@@ -41,6 +41,14 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, function in re.findall(r"`(test/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), (
+            f"{name(page)} names {path}::{function}"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_have_the_options_shown(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helps = {}
     for tool, module in TOOLS.items():
