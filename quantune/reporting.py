@@ -17,6 +17,7 @@ from quantune.numerics import affine
 from quantune.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
+from quantune.runtime.host import processor_name
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.stopping import ERROR
 from quantune.versions import versions
@@ -134,16 +135,6 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
         "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",
         **versions(),
     }
-
-
-def processor_name() -> str:
-    """The processor as the system calls it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None) -> list[str]:

@@ -72,3 +72,11 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in value
+
+
+def size(text: str) -> int:
+    """Read a size in bytes such as 500, 64KB, 256MB or 4GB, for argparse."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)(B|KB|MB|GB)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a size such as 64KB, 256MB or 4GB")
+    return int(float(found[1]) * 10 ** (3 * "BKMG".index((found[2] or "B")[0].upper())))

@@ -36,6 +36,11 @@ def quantune_opt() -> NoReturn:
     _process("quantune-opt", "quantune.cli.opt")
 
 
+def quantune_device() -> NoReturn:
+    """The process ``quantune-device``."""
+    _process("quantune-device", "quantune.cli.device")
+
+
 def _process(name: str, module: str) -> NoReturn:
     def command(argv: list[str] | None, notes: Notes) -> int:
         return importlib.import_module(module).command(argv, notes)

@@ -13,7 +13,11 @@ from quantune.errors import UsageError
 
 # name -> (aliases, field that refines it, what a user may write for that field)
 _TABLE: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "cpu": (("llvm-cpu",), "cpu", "host, generic or an LLVM processor name such as znver4 or neoverse-v1"),
+    "cpu": (
+        ("llvm-cpu",),
+        "cpu",
+        "host, generic or an LLVM processor name such as znver4 or neoverse-v1, with +FEATURE where it has more",
+    ),
     "vulkan": (("vulkan-spirv",), "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3"),
     "cuda": ((), "cuda_arch", "an architecture such as sm_80"),
 }
@@ -54,6 +58,10 @@ _KERNEL_CPUS = {
     ),
 }  # fmt: skip
 _ARM_KERNELS = ("i8mm", "dotprod")
+GENERIC_ARM = "arm64"
+"""What a 64-bit Arm processor is called here that has no name; LLVM calls it generic, as it does every other."""
+# LLVM's names of features -> those of /proc/cpuinfo, where a kernel needs them.
+_IN_CPUINFO = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd"}
 _ARM_WITHOUT_KERNELS = (
     "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "carmel", "a64fx", "thunderx2t99",
 )  # fmt: skip
@@ -64,8 +72,9 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 class Target:
     """What an artifact is compiled for.
 
-    name: cpu, vulkan or cuda. cpu: an LLVM processor name, ``host`` (this machine) or ``generic``. cuda_arch: as IREE
-    names it. vulkan_target: IREE's GPU name; it fixes the subgroup size, and a wrong one gives wrong results silently.
+    name: cpu, vulkan or cuda. cpu: an LLVM processor name, ``host`` (this machine), ``generic`` or ``arm64``, and
+    features that it has besides: ``x86-64-v3+avx512f+avx512bw``. cuda_arch: as IREE names it. vulkan_target: IREE's GPU
+    name; it fixes the subgroup size, and a wrong one gives wrong results silently.
     Only the field that belongs to ``name`` has an effect. Raises UsageError for names IREE does not know.
     """
 
@@ -110,28 +119,29 @@ class Target:
             return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={self.detail}", "--iree-opt-level=O3")
         # The compiler takes its own machine's architecture unless told, and knows a processor's name in one only.
         triple = ("--iree-llvmcpu-target-triple=aarch64-unknown-linux-gnu",) if self.is_arm else ()
+        name, *features = self.cpu.split("+")
+        added = ",".join(f"+{feature}" for feature in features)
         return (
             "--iree-hal-target-device=local",
             "--iree-hal-local-target-device-backends=llvm-cpu",
             *triple,
-            f"--iree-llvmcpu-target-cpu={self.detail}",
+            f"--iree-llvmcpu-target-cpu={'generic' if name == GENERIC_ARM else name}",
+            *((f"--iree-llvmcpu-target-cpu-features={added}",) if added else ()),
             "--iree-opt-level=O3",
         )
 
     @property
     def is_arm(self) -> bool:
         """Whether ``cpu`` is the name of a 64-bit Arm processor that quantune knows."""
-        arm = (*_ARM_WITHOUT_KERNELS, *(cpu for variant in _ARM_KERNELS for cpu in _KERNEL_CPUS[variant]))
-        return self.name == "cpu" and self.cpu in arm
+        named = (cpu for variant in _ARM_KERNELS for cpu in _KERNEL_CPUS[variant])
+        return self.name == "cpu" and self.cpu.partition("+")[0] in (GENERIC_ARM, *_ARM_WITHOUT_KERNELS, *named)
 
     def kernels(self) -> str | None:
         """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
         if self.name != "cpu":
             return None
-        if self.cpu == "host":
-            flags = _host_flags()
-            return next((variant for variant, needed in _KERNEL_FLAGS.items() if needed <= flags), None)
-        return next((variant for variant, cpus in _KERNEL_CPUS.items() if self.cpu in cpus), None)
+        flags = _host_flags() if self.cpu == "host" else _flags_of(self.cpu)
+        return next((variant for variant, needed in _KERNEL_FLAGS.items() if needed <= flags), None)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.detail}"
@@ -175,6 +185,14 @@ def _host_flags() -> frozenset[str]:
     lines = host_identity().splitlines()
     wanted = (line for line in lines if line.startswith(("flags", "Features")))  # x86 and Arm
     return frozenset(flag for line in wanted for flag in line.partition(":")[2].split())
+
+
+def _flags_of(cpu: str) -> frozenset[str]:
+    """The flags of /proc/cpuinfo that the kernels ask for and a processor has by its name or its features."""
+    name, *features = cpu.split("+")
+    named = (needed for variant, needed in _KERNEL_FLAGS.items() if name in _KERNEL_CPUS[variant])
+    arm = {"asimd"} if name == GENERIC_ARM else set()
+    return frozenset().union(*named, arm, (_IN_CPUINFO.get(feature, feature) for feature in features))
 
 
 def _check_cuda(arch: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import platform
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from quantune.compiler.inspect import Processor
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.process import children
+from quantune.runtime.host import architecture, host_features
 
 logger = logging.getLogger(__name__)
 
@@ -74,37 +72,25 @@ def has_device(device: str) -> bool:
     return True
 
 
-@cache
-def host_features() -> dict[str, bool]:
-    """Return the processor features IREE's runtime knows by LLVM's names, and whether this machine has each.
-
-    Empty when the runtime wheel has no tool that tells.
-    """
-    spec = importlib.util.find_spec("iree._runtime_libs")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        tool = Path(folder) / "iree-cpuinfo"
-        if os.access(tool, os.X_OK):
-            text = children.run([tool], timeout_s=30).stdout.decode("utf-8", "replace")
-            pairs = (line.split() for line in text.splitlines())
-            return {pair[0]: pair[1] == "1" for pair in pairs if len(pair) == 2}
-    return {}
-
-
 def check_processor(required: Processor, where: str) -> None:
     """Raise EnvironmentFailure when this machine lacks something a CPU program was compiled for.
 
     Without this check the program would end the process with an illegal instruction.
     """
-    machine = {"amd64": "x86_64", "arm64": "aarch64", "arm_64": "aarch64"}
-    wanted, host = (machine.get(name.lower(), name.lower()) for name in (required.architecture, platform.machine()))
-    if wanted != host:
-        raise EnvironmentFailure(f"{where}: compiled for {wanted}, this machine is {host}; compile it again here")
-    known = host_features()
-    if missing := [name for name in required.features if not known.get(name, True)]:
-        raise EnvironmentFailure(
-            f"{where}: compiled for a processor ({required.name}) with {', '.join(missing)}, which this one lacks; "
-            "compile it again here, or for --target-cpu generic"
-        )
+    machine, has = architecture(platform.machine()), host_features()
+    if reason := lacking(required, machine, has, "this machine"):
+        raise EnvironmentFailure(f"{where}: {reason}; compile it again here, or for --target-cpu generic")
+
+
+def lacking(required: Processor, machine: str, has: Mapping[str, bool], which: str) -> str | None:
+    """Why a machine with these features (by LLVM's names) cannot run a program, or None where it can."""
+    wanted = architecture(required.architecture)
+    if wanted != machine:
+        return f"compiled for {wanted}, {which} is {machine}"
+    missing = [name for name in required.features if not has.get(name, True)]
+    if missing:
+        return f"compiled for a processor ({required.name}) with {', '.join(missing)}, which {which} lacks"
+    return None
 
 
 def _set_task_threads(threads: int) -> None:

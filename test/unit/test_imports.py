@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
+    "quantune.device": names("numpy quantune .compiler .runtime"),
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .process .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
@@ -62,8 +63,8 @@ ALLOWED: dict[str, set[str]] = {
         " .places .plan .guidance .proxies .reporting .runtime .search .space .versions .zoo"
     ),
     "quantune.cli": names(
-        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .interrupts .places .runtime .search"
-        " .versions"
+        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .interrupts .places .runtime"
+        " .search .versions"
     ),
     "quantune": names(".api .config .runtime"),
 }
@@ -186,7 +187,17 @@ def test_version_is_the_declared_one() -> None:
     assert quantune.__version__ == _project()["version"]
 
 
-@pytest.mark.parametrize("module", ["quantune", "quantune.cli.opt", "quantune.cli.compile", "mlir_passes"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "quantune",
+        "quantune.cli.opt",
+        "quantune.cli.compile",
+        "quantune.cli.device",
+        "quantune.device.server",
+        "mlir_passes",
+    ],
+)
 def test_import_is_light(module: str) -> None:
     code = (
         f"import sys, {module}; heavy = ('torch', 'torch_mlir', 'iree', 'optuna', 'xgboost', 'matplotlib');"

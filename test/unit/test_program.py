@@ -208,7 +208,7 @@ def test_another_processor_is_refused(compiled: iree.CompiledModule, monkeypatch
         Artifact(_artifact(compiled, replace(needed, architecture=other))).program  # noqa: B018
     monkeypatch.setattr(devices, "host_features", lambda: {"avx2": True, "avx9": False})
     strange = replace(needed, features=("avx2", "avx9", "not-known-to-the-runtime"))
-    with pytest.raises(EnvironmentFailure, match="with avx9, which this one lacks"):
+    with pytest.raises(EnvironmentFailure, match="with avx9, which this machine lacks"):
         Artifact(_artifact(compiled, strange)).program  # noqa: B018
 
 

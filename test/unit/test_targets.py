@@ -97,3 +97,24 @@ def test_kernel_tables_name_what_there_is() -> None:
 
 def test_only_the_own_detail_changes_the_flags() -> None:
     assert Target("cpu", cuda_arch="sm_86").flags() == Target("cpu").flags()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "flags", "kernels"),
+    [
+        ("x86-64-v3+avx512f+avx512bw+avx512vl+avx512vnni", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", "avx512vnni"),
+        ("x86-64-v3+avxvnni", "+avxvnni", "avxvnni"),
+        ("x86-64-v2+avx2", "+avx2", None),
+        ("arm64+dotprod+i8mm", "+dotprod,+i8mm", "i8mm"),
+        ("arm64+dotprod", "+dotprod", "dotprod"),
+        ("neoverse-n1+i8mm", "+i8mm", "i8mm"),
+    ],
+)
+def test_features_come_on_top_of_a_name(cpu: str, flags: str, kernels: str | None) -> None:
+    target = targets.parse(f"cpu:{cpu}")
+    name = cpu.partition("+")[0]
+    assert str(target) == f"cpu:{cpu}"
+    assert target.kernels() == kernels
+    assert f"--iree-llvmcpu-target-cpu-features={flags}" in target.flags()
+    assert f"--iree-llvmcpu-target-cpu={'generic' if name == 'arm64' else name}" in target.flags()
+    assert target.is_arm == (not name.startswith("x86"))

@@ -1,0 +1,219 @@
+"""The client's side: a device elsewhere that answers and times programs as this machine's workers do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantune.compiler.inspect import Processor
+from quantune.compiler.targets import Target
+from quantune.device.address import Address
+from quantune.device.connection import Connection, Known, logger
+from quantune.device.jobs import LOCAL
+from quantune.device.store import KINDS
+from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.runtime.devices import lacking
+from quantune.runtime.engines import Files
+from quantune.runtime.evaluate import read_samples
+from quantune.runtime.host import this_host
+from quantune.runtime.measure import Effort, Samples
+
+_CHUNK_BYTES = 16 << 20
+"""Images are sent in files of about this size: what the device has of them is not sent again."""
+_FILE_OVERHEAD = 4096
+T = TypeVar("T")
+
+
+class Device:
+    """A device server as a Runner and a Timer.
+
+    address: tcp://HOST:PORT, see Address. threads: for timing. on_note hears, in one line, when it waits for it.
+    Raises UsageError for a wrong token, EnvironmentFailure for a device that cannot be reached, is busy, is of another
+    version or went away for good; a connection that is lost is made again.
+    """
+
+    def __init__(
+        self, address: Address | str, *, threads: int = 1, on_note: Callable[[str], None] = logger.warning
+    ) -> None:
+        self.address = Address.parse(address) if isinstance(address, str) else address
+        self.threads = threads
+        self._link = Connection(self.address, on_note)
+        self._digests: dict[tuple[Path, int, int], str] = {}
+        self._chunks: dict[tuple[Path, int, int, int, int], str] = {}
+        self._names: dict[str, str] = {}
+
+    # What it is
+
+    @property
+    def known(self) -> Known:
+        """What the device said of itself."""
+        return self._link.known
+
+    @property
+    def identity(self) -> str:
+        """One line that differs between devices whose times cannot be compared."""
+        known = self.known
+        where = "" if known.device == LOCAL else f" {known.device},"
+        return f"{known.name},{where} {known.processors} processors, {known.digest}, IREE {known.iree}"
+
+    def target(self, wanted: Target) -> Target:
+        """The target to compile for: what was asked for, where ``host`` means the device's processor."""
+        if wanted.name != "cpu" or wanted.cpu != "host" or self.known.digest == this_host().digest:
+            return wanted
+        return dataclasses.replace(wanted, cpu=self.known.cpu)
+
+    def check(self, target: Target, required: Processor | None) -> None:
+        """Raise EnvironmentFailure when the device cannot run what is compiled for a target."""
+        known = self.known
+        runs = "cpu" if known.device == LOCAL else known.device.partition("://")[0]
+        if runs != target.name:
+            raise EnvironmentFailure(f"target {target}: device {self.address} runs programs on {known.device}")
+        if required is None:
+            return
+        reason = lacking(required, known.architecture, known.features, f"device {self.address}")
+        if reason:
+            raise EnvironmentFailure(f"target {target}: {reason}; compile for --target-cpu {known.cpu}")
+
+    # Runner and Timer
+
+    def start(self) -> None:
+        """Nothing to do ahead: the device starts its workers with the first job."""
+
+    def run(self, program: Path, numbers: Path | None, images: Path, first: int, end: int) -> NDArray[np.floating]:
+        """The program's results on images [first, end) of an .npy file; images that the device has are not sent."""
+        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        room = min(_CHUNK_BYTES, self.known.message_bytes - _FILE_OVERHEAD)
+        size = max(1, room // max(1, array[:1].nbytes))
+
+        def part(start: int) -> NDArray[np.floating]:
+            stop = min(start + size, len(array))
+            request = {
+                "type": "run",
+                "program": self._offer(program),
+                "numbers": self._offer(numbers),
+                "images": self._offer_images(images, array, start, stop),
+                "first": max(first - start, 0),
+                "end": min(end, stop) - start,
+            }
+            return np.load(io.BytesIO(self._link.ask(request)["data"]), allow_pickle=False)
+
+        starts = range(first - first % size, end, size)
+        return np.concatenate([self._persistently(lambda start=start: part(start)) for start in starts])
+
+    def time(self, programs: Sequence[Files], images: Path, effort: Effort) -> list[Samples]:
+        """Time programs against each other on the first images of an .npy file."""
+        return self.compare(programs, images, effort, threads=self.threads)[0]
+
+    def renew(self) -> None:
+        """Have the device forget its processes."""
+        self._persistently(lambda: self._link.ask({"type": "renew"}))
+
+    def close(self) -> None:
+        """End the connection; the device is free for others."""
+        self._link.close()
+
+    # What benchmarks ask besides
+
+    def compare(
+        self, programs: Sequence[Files], images: Path | None, effort: Effort, *, threads: int
+    ) -> tuple[list[Samples], int | None]:
+        """Like `time`, and the processor that programs were pinned to; without images the input is noise."""
+
+        def job() -> tuple[list[Samples], int | None]:
+            pairs = [(self._offer(program), self._offer(numbers)) for program, numbers in programs]
+            shown = self._offer_first(pairs[0][0], images)
+            request = {"type": "time", "programs": pairs, "images": shown, "threads": threads}
+            answer = self._link.ask({**request, "effort": dataclasses.asdict(effort)})["result"]
+            return [read_samples(sample) for sample in answer["samples"]], answer["processor"]
+
+        return self._persistently(job)
+
+    def memory(self, program: Path, images: Path | None, *, threads: int) -> dict[str, int]:
+        """What loading and running a program adds to a fresh process there: bytes, resident and on the device."""
+
+        def job() -> dict[str, int]:
+            digest = self._offer(program)
+            shown = self._offer_first(digest, images)
+            return self._link.ask({"type": "memory", "program": digest, "images": shown, "threads": threads})["result"]
+
+        return self._persistently(job)
+
+    def dispatch_times(self, program: Path, *, min_seconds: float) -> dict[str, float]:
+        """Dispatch name -> milliseconds a call of the program spends in it; see quantune.runtime.benchmark."""
+
+        def job() -> dict[str, float]:
+            request = {"type": "dispatches", "program": self._offer(program), "seconds": min_seconds}
+            return self._link.ask(request)["result"]["times"]
+
+        return self._persistently(job)
+
+    # Files
+
+    def _offer(self, path: Path | None) -> str | None:
+        """Have the device hold a file; its digest."""
+        if path is None:
+            return None
+        try:
+            stat = path.stat()
+            key = (path, stat.st_mtime_ns, stat.st_size)
+            if key not in self._digests:
+                self._digests[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = self._digests[key]
+            self._names[digest] = str(path)
+            if self._lacks(digest, path.suffix):
+                self._put(digest, path.suffix, path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return digest
+
+    def _offer_first(self, program: str | None, images: Path | None) -> str | None:
+        """Have the device hold the images that one call of a program takes; their digest."""
+        if images is None:
+            return None
+        inputs = self._link.ask({"type": "signature", "program": program})["result"]["inputs"]
+        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        return self._offer_images(images, array, 0, min(int(inputs[0].split("x")[0]), len(array)))
+
+    def _offer_images(self, path: Path, array: NDArray, start: int, stop: int) -> str:
+        stat = path.stat()
+        key = (path, stat.st_mtime_ns, stat.st_size, start, stop)
+        known = self._chunks.get(key)
+        if known is not None and not self._lacks(known, ".npy"):
+            return known
+        file = io.BytesIO()
+        np.save(file, array[start:stop], allow_pickle=False)
+        data = file.getvalue()
+        digest = self._chunks[key] = hashlib.sha256(data).hexdigest()
+        self._names[digest] = str(path)
+        if known is not None or self._lacks(digest, ".npy"):
+            self._put(digest, ".npy", data)
+        return digest
+
+    def _lacks(self, digest: str, kind: str) -> bool:
+        return bool(self._link.ask({"type": "missing", "files": [[digest, kind]]})["missing"])
+
+    def _put(self, digest: str, kind: str, data: bytes) -> None:
+        most = self.known.message_bytes
+        if len(data) > most:
+            raise UsageError(
+                f"{self._names[digest]}: {len(data)} bytes; device {self.address} takes {most} (--max-size there)"
+            )
+        self._link.ask({"type": "put", "sha256": digest, "kind": kind}, data)
+
+    def _persistently(self, job: Callable[[], T]) -> T:
+        """Do a job, again where the connection is lost; what the device says of its files names those that are here."""
+        try:
+            return self._link.persistently(job)
+        except QuantuneError as error:
+            text = str(error)
+            for digest, name in self._names.items():
+                for kind in KINDS:
+                    text = text.replace(f"{digest}{kind}", name)
+            raise type(error)(text) from error
