@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -82,6 +83,11 @@ def device(address: Address) -> Iterator[Device]:
     device = Device(address)
     yield device
     device.close()
+
+
+def greet(address: Address) -> connection.Known:
+    with contextlib.closing(Device(address)) as device:
+        return device.known
 
 
 # What it answers
@@ -179,14 +185,14 @@ def test_a_wrong_token(tmp_path: Path, token: str, error: type[QuantuneError], m
         in_thread(tmp_path) as (_, address),
         pytest.raises(error, match=message),
     ):
-        _ = Device(dataclasses.replace(address, token=token)).known
+        greet(dataclasses.replace(address, token=token))
 
 
 def test_a_token_where_none_is_asked_for(tmp_path: Path) -> None:
     with in_thread(tmp_path, token=None) as (_, address):
         with pytest.raises(UsageError, match="wants no token; is it the right device"):
-            _ = Device(dataclasses.replace(address, token=TOKEN)).known
-        assert Device(address).known.processors > 0
+            greet(dataclasses.replace(address, token=TOKEN))
+        assert greet(address).processors > 0
 
 
 def test_a_server_that_does_not_know_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +201,7 @@ def test_a_server_that_does_not_know_the_token(tmp_path: Path, monkeypatch: pyte
         in_thread(tmp_path, token="what somebody else made up") as (_, address),
         pytest.raises(UsageError, match="does not know the token"),
     ):
-        _ = Device(dataclasses.replace(address, token=TOKEN)).known
+        greet(dataclasses.replace(address, token=TOKEN))
 
 
 def test_the_token_is_not_on_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +214,7 @@ def test_the_token_is_not_on_the_wire(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Channel, "send", spy)
     with in_thread(tmp_path) as (_, address):
-        device = Device(address)
-        assert device.known.iree
-        device.close()
+        assert greet(address).iree
     assert b"proof" in seen
     assert TOKEN.encode() not in seen
 
@@ -220,9 +224,9 @@ def test_too_many_wrong_tokens(tmp_path: Path) -> None:
         wrong = dataclasses.replace(address, token="another horse battery staple")
         for _ in range(5):
             with pytest.raises(UsageError, match="the token is wrong"):
-                _ = Device(wrong).known
+                greet(wrong)
         with pytest.raises(EnvironmentFailure, match="too many wrong tokens; try again in a minute"):
-            _ = Device(address).known
+            greet(address)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +247,10 @@ def test_versions_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with in_thread(tmp_path) as (_, address):
         monkeypatch.setattr(connection, "runtime_version", lambda: "2.9.1")
         with pytest.raises(EnvironmentFailure, match=r"has IREE's runtime .*, programs are made for 2\.9\.1"):
-            _ = Device(address).known
+            greet(address)
         monkeypatch.setattr(connection, "PROTOCOL", PROTOCOL + 1)
         with pytest.raises(EnvironmentFailure, match="speaks protocol 1, this quantune 2; install the same version"):
-            _ = Device(address).known
+            greet(address)
 
 
 def test_one_client_at_a_time(tmp_path: Path, compiled: CompiledModule, images: Path) -> None:
@@ -255,7 +259,7 @@ def test_one_client_at_a_time(tmp_path: Path, compiled: CompiledModule, images: 
         first, second = Device(address), Device(dataclasses.replace(address, wait_s=30.0), on_note=told.append)
         assert len(first.run(compiled.path, None, images, 0, 2)) == 2
         with pytest.raises(EnvironmentFailure, match=r"is busy: it serves a client at 127\.0\.0\.1$"):
-            _ = Device(dataclasses.replace(address, wait_s=0.0)).known
+            greet(dataclasses.replace(address, wait_s=0.0))
         waiting = threading.Thread(target=lambda: second.run(compiled.path, None, images, 0, 2))
         waiting.start()
         _until(lambda: bool(told))
@@ -269,7 +273,7 @@ def test_nobody_is_there(tmp_path: Path) -> None:
     with in_thread(tmp_path) as (_, address):
         pass
     with pytest.raises(EnvironmentFailure, match=r"device tcp://127.0.0.1:\d+ cannot be reached: Connection refused"):
-        _ = Device(address).known
+        greet(address)
 
 
 # What goes wrong meanwhile
@@ -333,7 +337,7 @@ def test_a_client_that_goes_away_takes_its_job_along(
 ) -> None:
     caplog.set_level(logging.INFO, "quantune.device")
     np.save(tmp_path / "one.npy", np.zeros((1, 1, 2, 2), np.float32))
-    with in_thread(tmp_path / "store") as (_, address):
+    with in_thread(tmp_path / "store", limits=Limits(timeout_s=60.0)) as (_, address):
         device = Device(address, on_note=lambda text: None)
         request = {"type": "run", "numbers": None, "first": 0, "end": 1, "program": device._offer(endless.path)}
         request["images"] = device._offer(tmp_path / "one.npy")
@@ -361,15 +365,16 @@ def test_a_worker_that_is_killed_is_an_answer(
     tmp_path: Path, endless: CompiledModule, compiled: CompiledModule, images: Path
 ) -> None:
     np.save(tmp_path / "one.npy", np.zeros((1, 1, 2, 2), np.float32))
-    with in_thread(tmp_path / "store") as (running, address):
+    with in_thread(tmp_path / "store", limits=Limits(timeout_s=60.0)) as (running, address):
         device = Device(address)
 
         def kill() -> None:
-            worker = running._jobs._runner._workers[0]
-            _until(lambda: worker._child is not None)
-            assert worker._child is not None
+            workers = running._jobs._runner._workers
+            _until(lambda: any(worker._child for worker in workers))
             time.sleep(0.5)
-            worker._child.kill()
+            for worker in workers:
+                if worker._child is not None:
+                    worker._child.kill()
 
         killer = threading.Thread(target=kill)
         killer.start()

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from quantune.cli import benchmark, compile, opt
+from quantune.cli import benchmark, compile, device, opt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "third_party" / "README.md"])
-TOOLS = {"quantune-compile": compile, "quantune-opt": opt, "quantune-benchmark": benchmark}
+TOOLS = {
+    "quantune-compile": compile, "quantune-opt": opt, "quantune-benchmark": benchmark, "quantune-device": device,
+}  # fmt: skip
 BLOCK = re.compile(r"^```(sh|python)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -52,8 +54,9 @@ def test_tests_that_are_named_exist(page: Path) -> None:
 def test_commands_have_the_options_shown(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helps = {}
     for tool, module in TOOLS.items():
-        with pytest.raises(SystemExit):
-            module.main(["--help"])
+        for command in ([], *([["serve"], ["info"]] if tool == "quantune-device" else [])):
+            with pytest.raises(SystemExit):
+                module.main([*command, "--help"])
         helps[tool] = capsys.readouterr().out
     for kind, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "python":
