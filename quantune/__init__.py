@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantune.api import Result, compile, quantize
     from quantune.config import QuantConfig
+    from quantune.rebuilding import rebuild
     from quantune.runtime.artifact import Artifact, load
     from quantune.runtime.benchmark import benchmark
 
 __version__ = "0.1.0"
 
-__all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "load", "quantize"]
+__all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "load", "quantize", "rebuild"]
 
 _HOMES = {
     "Artifact": "quantune.runtime.artifact",
@@ -26,6 +27,7 @@ _HOMES = {
     "compile": "quantune.api",
     "load": "quantune.runtime.artifact",
     "quantize": "quantune.api",
+    "rebuild": "quantune.rebuilding",
 }
 
 

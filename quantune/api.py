@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,15 @@ from quantune.compiler.cache import ArtifactCache, content_key, write_atomically
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
 from quantune.config import QuantConfig
-from quantune.data.base import ImageSource
-from quantune.data.sources import Items, open_source
-from quantune.data.splits import Split, open_splits
+from quantune.data.choice import Images, calibration_images, search_images
+from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
 from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
 from quantune.proxies import Proxies
 from quantune.reporting import describe, measured, write_reports
+from quantune.request import ModelOptions, Origin
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from quantune.zoo.recipes import Recipe
 
     ModelLike = str | Path | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
-    DataLike = str | ImageSource | Split | Sized
 
 logger = logging.getLogger(__name__)
 
@@ -56,26 +55,6 @@ class Progress:
     on_event: Callable[[TuningEvent], None] = lambda event: None
     on_training: Callable[[float, str], None] = lambda done, text: None
     on_screening: Callable[[int, int], None] = lambda done, total: None
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """What a model reference leaves open: weights file, image shape (c, h, w), batch size, number of classes."""
-
-    weights: Path | None = None
-    shape: tuple[int, int, int] | None = None
-    batch: int = 1
-    classes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights is not None:
-            object.__setattr__(self, "weights", Path(self.weights))
-        for name, value in (("batch", self.batch), ("classes", self.classes)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} {value!r}: expected a whole number, 1 or more")
-        sides = () if self.shape is None else tuple(self.shape)
-        if self.shape is not None and not (len(sides) == 3 and all(isinstance(n, int) and n > 0 for n in sides)):
-            raise UsageError(f"image shape {self.shape}: expected (channels, height, width) such as (3, 224, 224)")
 
 
 @dataclass(frozen=True)
@@ -102,8 +81,8 @@ class Result:
 def compile(
     model: ModelLike,
     *,
-    calib: DataLike,
-    eval: DataLike,
+    calib: Images,
+    eval: Images,
     target: str | Target = "cpu",
     objective: str = "accuracy",
     max_drop: float | None = 0.01,
@@ -145,14 +124,15 @@ def compile(
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = output_folder(out)
     device = parse(target) if isinstance(target, str) else target
-    calib_split, eval_split = _splits(calib, eval)
+    calib_split, eval_split = search_images(calib, eval)
     cache = cache or ArtifactCache()
     progress.on_stage("importing the model")
     imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
     debugging = debugging or Debugging(reproducer_dir=folder / "failures")
     builder = Builder(
-        imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration
-    )
+        imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration,
+        origin=Origin.of(model, calib, eval, options),
+    )  # fmt: skip
     with Evaluator(builder, eval_split, threads=threads) as evaluator:
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
@@ -194,15 +174,15 @@ def compile(
             identity=builder.identity,
             storage=storage,
         )
-        command = rebuild_command(model, calib, eval, device, options, chosen(tuning))
-        return _finish(tuning, builder, evaluator, folder, command, progress)
+        return _finish(tuning, builder, evaluator, folder, progress)
 
 
 def quantize(
     model: ModelLike,
     config: QuantConfig | str,
     *,
-    calib: DataLike | None = None,
+    calib: Images | None = None,
+    eval: Images | None = None,
     target: str | Target = "cpu",
     options: ModelOptions | None = None,
     cache: ArtifactCache | None = None,
@@ -211,7 +191,8 @@ def quantize(
 ) -> Artifact:
     """Build the artifact of one configuration, without a search.
 
-    ``calib`` may be left out for float configurations; where it is given, its images' shape is the model's input.
+    ``calib`` may be left out for float configurations; where it is given, its images' shape is the model's input. The
+    images are chosen as in a search; ``eval`` matters where both name one set, which a search divides between them.
     """
     config = QuantConfig.parse(config) if isinstance(config, str) else config
     if not isinstance(config, QuantConfig):
@@ -219,6 +200,7 @@ def quantize(
     builder = make_builder(
         model,
         calib=calib,
+        eval=eval,
         target=target,
         sizes=(config.calib,),
         options=options,
@@ -232,19 +214,20 @@ def quantize(
 def make_builder(
     model: ModelLike,
     *,
-    calib: DataLike | None,
+    calib: Images | None,
     target: str | Target,
     sizes: tuple[int, ...],
+    eval: Images | None = None,
     options: ModelOptions | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
 ) -> Builder:
-    """Import a model and hold it ready to be built for a target."""
+    """Import a model and hold it ready to be built for a target; ``calib`` and ``eval`` as for ``quantize``."""
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
     cache = cache or ArtifactCache()
-    split = None if calib is None else _one_split(calib, "calibration")
+    split = None if calib is None else calibration_images(calib, eval)
     progress.on_stage("importing the model")
     imported = import_any(model, _for_data(model, options, split), cache, progress)
     device = parse(target) if isinstance(target, str) else target
@@ -256,6 +239,7 @@ def make_builder(
         sizes=sizes,
         debugging=debugging,
         on_calibration=progress.on_calibration,
+        origin=Origin.of(model, calib, eval, options),
     )
 
 
@@ -316,36 +300,11 @@ def chosen(tuning: TuningResult) -> TuningTrial | None:
     return best
 
 
-def rebuild_command(
-    model: ModelLike,
-    calib: DataLike,
-    evaluation: DataLike,
-    target: Target,
-    options: ModelOptions | None,
-    trial: TuningTrial | None,
-) -> tuple[str, ...]:
-    """The command that makes a trial's artifact again; empty when the model or the images were Python objects."""
-    if trial is None or not (isinstance(model, str) and isinstance(calib, str) and isinstance(evaluation, str)):
-        return ()
-    words = ["quantune-compile", model, "--calib", calib, "--target", str(target), "--config", str(trial.config)]
-    options = options or ModelOptions()
-    given = {
-        "weights": options.weights,
-        "classes": options.classes,
-        "batch": options.batch if options.batch > 1 else None,
-    }
-    words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    if options.shape is not None:
-        words += ["--image-shape", ",".join(map(str, options.shape))]
-    return (*words, "-o", "best.vmfb")
-
-
 def _finish(
     tuning: TuningResult,
     builder: Builder,
     evaluator: Evaluator,
     folder: Path,
-    command: tuple[str, ...],
     progress: Progress,
 ) -> Result:
     trial, artifact, path = chosen(tuning), None, None
@@ -353,9 +312,9 @@ def _finish(
         progress.on_stage("writing and verifying the artifact")
         artifact = builder.artifact(trial.config, measured(evaluator, trial))
         path = artifact.save(folder / "best.vmfb")
-        recipe = describe(builder, evaluator, trial, artifact, evaluator.verify(path), command)
+        recipe = describe(builder, evaluator, trial, artifact, evaluator.verify(path))
         write_atomically(folder / "best.json", json.dumps(recipe, indent=2, ensure_ascii=False).encode())
-    report = write_reports(folder, tuning, builder, evaluator, trial, artifact, command)
+    report = write_reports(folder, tuning, builder, evaluator, trial, artifact)
     return Result(artifact, path, tuning.feasible, tuning, report)
 
 
@@ -369,26 +328,6 @@ def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, st
         "target": f"{builder.target}, {threads} threads",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-
-
-def _splits(calib: DataLike, evaluation: DataLike) -> tuple[Split, Split]:
-    if isinstance(calib, str) and isinstance(evaluation, str):
-        return open_splits(calib, evaluation)
-    from quantune.data.splits import check_disjoint
-
-    pair = _one_split(calib, "calibration"), _one_split(evaluation, "evaluation")
-    check_disjoint(*pair)
-    return pair
-
-
-def _one_split(data: DataLike, role: str) -> Split:
-    if isinstance(data, Split):
-        return data
-    source = open_source(data, role) if isinstance(data, str) else data
-    if not isinstance(source, ImageSource):
-        source = Items(source, f"{role} images")
-    count = min(len(source), 10_000) if role == "calibration" else len(source)
-    return Split(source, tuple(range(count)))
 
 
 def _for_data(model: ModelLike, options: ModelOptions | None, split: Split | None) -> ModelOptions:

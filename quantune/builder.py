@@ -30,10 +30,12 @@ from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.provenance import Measured, Provenance, attach
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
+from quantune.data.base import printable
 from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
 from quantune.model import ImportedModel
 from quantune.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
+from quantune.request import Origin
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.devices import processors
 from quantune.runtime.program import Program
@@ -78,7 +80,8 @@ class Builder:
     """Builds any configuration of one model for one target.
 
     calib: the calibration images; None allows float configurations only. sizes: numbers of images to keep statistics
-    for. on_calibration hears (images done, images in all).
+    for. on_calibration hears (images done, images in all). origin: what an artifact's record says that model and images
+    were asked for by.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class Builder:
         memory_limit_gib: float | None = None,
         debugging: Debugging | None = None,
         on_calibration: Callable[[int, int], None] = lambda done, total: None,
+        origin: Origin | None = None,
     ) -> None:
         self.model, self.target, self.calib = model, target, calib
+        self.origin = origin or Origin(objects=("model", "calib"))
         self.cache = cache or ArtifactCache()
         self.timeout_s, self.memory_limit_gib = timeout_s, memory_limit_gib
         self.debugging = debugging or Debugging()
@@ -191,7 +196,8 @@ class Builder:
 
     def _strides(self, tensors: tuple[str, ...]) -> tuple[int, ...]:
         """How the program is to sample ``tensors``; empty where whole tensors are read."""
-        images = 0 if self.calib is None else min(len(self.calib), self._sizes[-1])
+        # The same for whatever sizes are asked for: one configuration calibrates as the search did that found it.
+        images = 0 if self.calib is None else min(len(self.calib), max(*CALIBRATION_SIZES, self._sizes[-1]))
         if images <= calibration.POWER_IMAGES or tensors != observed(self.model.network):
             return ()
         return tuple(map(calibration.stride, self._values(tensors).values()))
@@ -296,11 +302,12 @@ class Builder:
         return Provenance(
             target=str(self.target),
             configuration=str(config),
-            model=self.model.name,
+            model=printable(self.model.name),
             fingerprint=self.model.fingerprint,
             pipeline=lowered.pipeline,
             flags=self.target.flags(),
             versions=versions(),
+            sources=self.origin.arguments(),
             data={} if self.calib is None or config.is_float else {"calibration": self.calib.fingerprint},
             layers=self.executed(program),
             processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,

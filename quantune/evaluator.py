@@ -73,6 +73,8 @@ class Evaluator:
                 f"model '{model.name}' gives {shapes}; expected one number per class and image (n, classes)"
             )
         self._classes = results[0][1]
+        if self._classes < 2:
+            raise UsageError(f"model '{model.name}' gives one number an image; top-1 needs two classes or more")
         target, self.threads = builder.target, threads
         if target.name != "cpu" and (runner is None or timer is None):
             open_device(target.device())  # a missing device is told before anything is compiled for it

@@ -21,7 +21,7 @@ def call_factory(target: str, kinds: Iterable[str] = ()) -> object:
     with _current_folder_importable():
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             suggestion = _hint(module_name, kinds) if isinstance(error, ModuleNotFoundError) else ""
             raise UsageError(f"{target}: cannot import {module_name}: {_line(error)}{suggestion}") from error
         factory = getattr(module, name, None)
@@ -31,7 +31,7 @@ def call_factory(target: str, kinds: Iterable[str] = ()) -> object:
             raise UsageError(f"{target}: '{name}' is {type(factory).__name__}, expected a function without arguments")
         try:
             return factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"{target}: {name}() raised {type(error).__name__}: {_line(error)}") from error
 
 

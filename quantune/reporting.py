@@ -34,7 +34,6 @@ def describe(
     trial: TuningTrial,
     artifact: Artifact,
     verified: float,
-    command: tuple[str, ...],
 ) -> dict[str, Any]:
     """The recipe of an artifact: everything needed to make it again, and what it measured."""
     assert trial.score is not None
@@ -57,7 +56,7 @@ def describe(
         "accuracy_of_the_file": verified,
         "latency_ms": trial.score.latency_ms,
         "threads": evaluator.threads,
-        "rebuild": shlex.join(command),
+        "rebuild": rebuild_command(builder, trial),
     }
 
 
@@ -110,18 +109,23 @@ def write_reports(
     evaluator: Evaluator,
     trial: TuningTrial | None,
     artifact: Artifact | None,
-    command: tuple[str, ...],
 ) -> dict[str, Any]:
     """Write report.json and report.html; returns the record with its verdict."""
     plan = None if trial is None else builder.plan(trial.config)
     layers = [] if artifact is None else layer_table(builder.model.network, artifact, plan)
+    command = "" if trial is None else rebuild_command(builder, trial)
     report = build_report(
         tuning, model=builder.model.name, target=str(builder.target), default=QuantConfig(), layers=layers,
-        environment=environment(builder, evaluator), rebuild=[shlex.join(command)] if command else [],
+        environment=environment(builder, evaluator), rebuild=[command] if command else [],
         notes=[*_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)],
     )  # fmt: skip
     write_report(report, folder)
     return {**report.model_dump(mode="json"), "verdict": verdict(report)}
+
+
+def rebuild_command(builder: Builder, trial: TuningTrial) -> str:
+    """The command line that makes a trial's artifact again; empty where model or images were Python objects."""
+    return shlex.join(builder.origin.command(trial.config, str(builder.target)))
 
 
 def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:

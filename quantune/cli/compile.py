@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from quantune.cli.console import Console
     from quantune.cli.streams import Notes
     from quantune.compiler.pipelines import Debugging
+    from quantune.runtime.artifact import Artifact
 
-OK, INFEASIBLE = 0, 3
+OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
 _SEARCH_ONLY = ("max_trials", "time_budget", "storage", "weight_bits", "size_budget", "scorer")
 
@@ -59,7 +60,7 @@ def parser() -> OneLineParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("model", help="what to compile, see below")
+    top.add_argument("model", nargs="?", help="what to compile, see below")
     top.add_argument(
         "-o",
         "--output",
@@ -114,6 +115,12 @@ def parser() -> OneLineParser:
     one = top.add_argument_group("without a search")
     one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
     one.add_argument(
+        "--like",
+        type=Path,
+        metavar="FILE",
+        help="make this artifact again from its record, and say whether it is equal",
+    )
+    one.add_argument(
         "--emit",
         choices=("linalg", "qdq", "integer", "vmfb"),
         metavar="STAGE",
@@ -131,6 +138,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console(quiet=arguments.quiet)
     _check(arguments)
+    if arguments.like is not None:
+        return _rebuild(arguments, console)
     if _emits_text(arguments):
         return _emit(arguments, console)
     if arguments.config is not None or arguments.emit == "vmfb":
@@ -140,7 +149,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What argparse cannot say: which options need or exclude each other."""
-    searching = arguments.config is None and arguments.emit is None
+    if arguments.like is not None and (arguments.config is not None or arguments.emit is not None):
+        raise UsageError("--like takes the configuration from the file's record; leave out --config and --emit, or it")
+    if arguments.model is None and arguments.like is None:
+        raise UsageError(
+            "MODEL is missing: name what to compile, such as torchvision:resnet18 (--help lists the forms)"
+        )
+    searching = arguments.config is None and arguments.emit is None and arguments.like is None
     if searching:
         for name in ("calib", "eval"):
             if getattr(arguments, name) is None:
@@ -152,12 +167,14 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     given = [n for n in _SEARCH_ONLY if getattr(arguments, n) is not None]
     if given:
-        raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out --config and --emit, or it")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} belongs to a search; leave out --config, --emit and --like, or it"
+        )
     if arguments.dump_ir_dir is not None:
         places.folder(arguments.dump_ir_dir, "--dump-ir-dir")
     if arguments.output is not None and (_emits_text(arguments) or Path(arguments.output).suffix == ".vmfb"):
         places.file(arguments.output, "output")
-    elif not _emits_text(arguments):
+    elif not _emits_text(arguments) and (arguments.like is None or arguments.output is not None):
         places.folder(arguments.output or _FOLDER, "output folder")
 
 
@@ -201,15 +218,37 @@ def _build_one(arguments: argparse.Namespace, console: Console) -> int:
     config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
     with console.stages() as progress:
         artifact = api.quantize(
-            arguments.model, config, calib=_calibration(arguments, config.is_float),
+            arguments.model, config, calib=_calibration(arguments, config.is_float), eval=arguments.eval,
             target=parse(arguments.target, **_target_details(arguments)), options=_options(arguments),
             debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
+    _save(artifact, arguments, console)
+    return OK
+
+
+def _save(artifact: Artifact, arguments: argparse.Namespace, console: Console) -> None:
     output = Path(arguments.output or _FOLDER)
     path = output if output.suffix == ".vmfb" else places.folder(output, "output folder") / "best.vmfb"
     with interrupts.held():
         artifact.save(path)
     console.show_artifact(artifact, path)
+
+
+def _rebuild(arguments: argparse.Namespace, console: Console) -> int:
+    from quantune.rebuilding import rebuild
+
+    options = _options(arguments)
+    with console.stages() as progress:
+        made = rebuild(
+            arguments.like, model=arguments.model, calib=arguments.calib, eval=arguments.eval,
+            options=None if options == type(options)() else options, progress=progress,
+        )  # fmt: skip
+    if arguments.output is not None:
+        _save(made.artifact, arguments, console)
+    if made.differences:
+        print(f"{arguments.like}: made again, but it differs in {', '.join(made.differences)}")
+        return FAILED
+    print(f"{arguments.like}: made again, the same byte for byte")
     return OK
 
 
@@ -226,7 +265,7 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
         builder = api.make_builder(
             arguments.model, calib=_calibration(arguments, config.is_float or arguments.emit == "linalg"),
             target=parse(arguments.target, **_target_details(arguments)), sizes=(config.calib,),
-            options=_options(arguments), debugging=_debugging(arguments), progress=progress,
+            eval=arguments.eval, options=_options(arguments), debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
         lowered = builder.lower(config, until=arguments.emit)
     if arguments.output is None:

@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from quantune.compiler.container import announce, check_end
@@ -24,8 +23,10 @@ from quantune.compiler.inspect import LayerExecution, Processor
 from quantune.errors import RunFailed
 
 FORMAT = 2
-_SINCE = {"measured": 2}
+_SINCE = {"measured": 2, "sources": 2}
 """Fields that came later: the format that brought them."""
+_ONCE = {"created": 1}
+"""Fields of the past, which are read and forgotten: the last format that had them."""
 _MAGIC = b"\nquantune-trail\n"
 _TAIL = 32 + 8 + len(_MAGIC)
 _MOST = 2**63 - 1
@@ -52,9 +53,11 @@ class Provenance:
 
     versions: package name -> version (quantune, iree-base-compiler, iree-base-runtime, torch-mlir). flags: IREE flags.
     target: as Target prints it. configuration: the QuantConfig line. model: its name. fingerprint: the digest of the
-    model's weights. data: role (calibration, validation) -> fingerprint. layers: what each layer really runs in.
+    model's weights. data: role (calibration, validation) -> fingerprint. sources: option of quantune-compile (model,
+    calib, …) -> the reference given; Python objects are not among them. layers: what each layer really runs in.
     pipeline: the passes, as text. processor: what a CPU program needs to run, None for other targets. sha256: of the
-    program's bytes, set by attach. created: UTC, ISO 8601. measured: what a search measured, None without one.
+    program's bytes, set by attach. measured: what a search measured, None without one. There is no date: the same
+    request gives the same bytes.
     """
 
     target: str
@@ -65,10 +68,10 @@ class Provenance:
     flags: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerExecution, ...] = ()
     processor: Processor | None = None
     sha256: str = ""
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     measured: Measured | None = None
 
     def to_json(self) -> str:
@@ -87,6 +90,7 @@ class Provenance:
         version = record.get("format")
         if type(version) is not int or not 1 <= version <= FORMAT:
             raise RunFailed(f"the provenance has format {version!r:.60}; this version reads format 1 to {FORMAT}")
+        record = {name: value for name, value in record.items() if _ONCE.get(name, 0) < version}
         names = {f.name for f in fields(cls) if _SINCE.get(f.name, 1) <= version}
         if unknown := sorted(set(record) - names - {"format"}):
             raise RunFailed(f"the provenance has an unknown field {unknown[0]!r:.60}")
@@ -224,6 +228,7 @@ _READERS = {
     "flags": _texts,
     "versions": _mapping,
     "data": _mapping,
+    "sources": _mapping,
     "layers": _layers,
     "processor": _processor,
     "measured": _measured,

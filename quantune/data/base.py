@@ -14,6 +14,8 @@ from quantune.errors import UsageError
 
 Image = NDArray[np.float32]
 
+_WHOLE = ", expected a whole number"
+
 UNLABELLED = -1
 """The label of an image that has none; good enough for calibration."""
 
@@ -49,15 +51,18 @@ class ImageSource(ABC):
         return f"{self.name}, image {index}"
 
     def digest(self, index: int) -> bytes:
-        """A hash of the content of image ``index``, the same for equal images."""
-        return pixel_digest(self, index)
+        """A hash of the content of image ``index``, the same for equal images; kept, for it is asked for again."""
+        known: dict[int, bytes] = vars(self).setdefault("_digests", {})
+        if index not in known:
+            known[index] = pixel_digest(self, index)
+        return known[index]
 
     def fingerprint(self, indices: Iterable[int]) -> str:
         """SHA-256 of the images and labels at ``indices``, in this order."""
         state = hashlib.sha256(f"{self.content} {self.shape} {self.recipe}".encode())
         for index in indices:
             state.update(self.digest(index))
-            state.update(str(self.label(index)).encode() + b";")
+            state.update(str(whole_label(self.label(index), self.describe(index))).encode() + b";")
         return state.hexdigest()
 
 
@@ -103,7 +108,7 @@ def checked_image(value: object, where: str, shape: tuple[int, int, int] | None 
     try:
         array = np.asarray(value)
     except Exception as error:
-        raise UsageError(f"{where}: {type(value).__name__} is not an array ({error})") from error
+        raise UsageError(f"{where}: {type(value).__name__} is not an array ({one_line(error)})") from error
     if array.ndim != 3 or 0 in array.shape:
         raise UsageError(f"{where}: shape {array.shape}, expected (channels, height, width)")
     if shape is not None and array.shape != shape:
@@ -119,19 +124,52 @@ def checked_image(value: object, where: str, shape: tuple[int, int, int] | None 
     return image
 
 
+def whole_label(value: object, where: str) -> int:
+    """``value`` as a class number: an integer or a boolean of Python, numpy or torch, or an array of just one.
+
+    Floats are refused, 3.0 too: they are what a regression is trained on. Raises UsageError opening with ``where``.
+    """
+    if type(value) is int:
+        number = value
+    else:
+        try:
+            array = np.asarray(value)
+        except Exception as error:
+            raise UsageError(f"{where}: label of type {type(value).__name__} ({one_line(error)}){_WHOLE}") from error
+        if array.size != 1 or array.dtype.kind not in "biu":
+            raise UsageError(f"{where}: label {one_line(repr(value))[:60]}{_WHOLE}")
+        number = int(array.reshape(())[()])
+    if not -(1 << 63) <= number < 1 << 63:
+        raise UsageError(f"{where}: label {number:.3g}{_WHOLE} that fits 64 bits")
+    return number
+
+
+def one_line(text: object) -> str:
+    """What an error or another object says, in one line that any terminal can show."""
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for what would break a line or cannot be encoded (controls, halves of surrogate pairs)."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def options_of(given: Mapping[str, str], allowed: Sequence[str], where: str) -> dict[str, str]:
     """``given`` as a dict. Raises UsageError for a name that is not in ``allowed``."""
     for name in given:
         if name not in allowed:
             known = tuple(dict.fromkeys((*allowed, "count")))  # every kind of images takes count
-            raise UsageError(f"{where}: unknown option '{name}', expected {', '.join(known)}{hint(name, known)}")
+            expected = f"expected {', '.join(known)}{hint(name, known)}"
+            raise UsageError(f"{where}: unknown option '{printable(name)}', {expected}")
     return dict(given)
 
 
 def whole_number(text: str, what: str) -> int:
     """``text`` as a number of at least 1, else UsageError opening with ``what``."""
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
-        raise UsageError(f"{what}={text}: expected a whole number from 1 to 999999999")
+        raise UsageError(f"{what}={printable(text)}: expected a whole number from 1 to 999999999")
     return int(text)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from quantune.data import shapes
-from quantune.data.base import Image, ImageSource, hashed_order, hint, options_of, whole_number
+from quantune.data.base import Image, ImageSource, hashed_order, hint, options_of, printable, whole_number
 from quantune.errors import UsageError
 
 _MOST_SHAPES = 1_000_000
@@ -82,12 +82,13 @@ def open_builtin(name: str, options: Mapping[str, str], role: str) -> ImageSourc
     """``builtin:NAME``; ``split`` is the role unless given."""
     where = f"builtin:{name}"
     if name not in ("shapes", "digits"):
-        raise UsageError(f"{where}: unknown built-in, expected shapes, digits{hint(name, ('shapes', 'digits'))}")
+        suggestion = hint(name, ("shapes", "digits"))
+        raise UsageError(f"{printable(where)}: unknown built-in, expected shapes, digits{suggestion}")
     given = options_of(options, ("split", "count"), where)
     split = given.get("split", role)
     if split not in shapes.SPLITS:
         known = tuple(shapes.SPLITS)
-        raise UsageError(f"{where}: split={split}: expected {', '.join(known)}{hint(split, known)}")
+        raise UsageError(f"{where}: split={printable(split)}: expected {', '.join(known)}{hint(split, known)}")
     if name == "digits":
         return Digits(split)
     count = whole_number(given["count"], f"{where}: count") if "count" in given else _SHAPES_COUNT[split]

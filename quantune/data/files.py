@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantune.data.base import UNLABELLED, Image, ImageSource, checked_image, hint, options_of, whole_number
+from quantune.data.base import (
+    UNLABELLED,
+    Image,
+    ImageSource,
+    checked_image,
+    hint,
+    one_line,
+    options_of,
+    printable,
+    whole_number,
+)
 from quantune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ class ImageFolder(ImageSource):
     content = "file"
 
     def __init__(self, folder: Path, options: Mapping[str, str], role: str) -> None:
-        self.name = f"imagefolder:{folder}"
+        self.name = printable(f"imagefolder:{folder}")
         given = _PREPROCESSING | options_of(options, tuple(_PREPROCESSING), self.name)
         self._resize = whole_number(given["resize"], f"{self.name}: resize")
         self._crop = whole_number(given["crop"], f"{self.name}: crop")
@@ -53,18 +63,21 @@ class ImageFolder(ImageSource):
         if self._interpolation not in INTERPOLATIONS:
             suggestion = hint(self._interpolation, INTERPOLATIONS)
             expected = ", ".join(INTERPOLATIONS)
-            raise UsageError(f"{self.name}: interpolation={self._interpolation}: expected {expected}{suggestion}")
+            raise UsageError(
+                f"{self.name}: interpolation={printable(self._interpolation)}: expected {expected}{suggestion}"
+            )
         _require_pillow()
         self.recipe = " ".join(f"{key}={given[key]}" for key in _PREPROCESSING)
         self.shape = (3, self._crop, self._crop)
         self._files, self._labels, self.class_names = _scan(folder, self.name, role)
         self.classes = len(self.class_names) or None
+        self._digests: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        pixels = self._read(self._files[index])
+        pixels = self._read(index)
         image = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._std
         return np.ascontiguousarray(image.transpose(2, 0, 1)), self._labels[index]
 
@@ -74,32 +87,36 @@ class ImageFolder(ImageSource):
 
     def describe(self, index: int) -> str:
         """The file's path."""
-        return str(self._files[index])
+        return printable(str(self._files[index]))
 
     def digest(self, index: int) -> bytes:
         """SHA-256 of the file; decodes nothing."""
+        if index in self._digests:
+            return self._digests[index]
         try:
-            return hashlib.sha256(self._files[index].read_bytes()).digest()
+            with self._files[index].open("rb") as stream:
+                return self._digests.setdefault(index, hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
-            raise UsageError(f"{self._files[index]}: cannot be read ({error.strerror})") from error
+            raise UsageError(f"{self.describe(index)}: cannot be read ({error.strerror})") from error
 
-    def _read(self, file: Path) -> np.ndarray:
+    def _read(self, index: int) -> np.ndarray:
         """The resized and cropped u8[crop, crop, 3]."""
         from PIL import Image as Pillow
         from PIL import ImageOps
 
         try:
-            with Pillow.open(file) as opened:
+            # What Pillow warns of (a damaged EXIF record, many pixels) is an error below, or does not touch the pixels.
+            with warnings.catch_warnings(action="ignore"), Pillow.open(self._files[index]) as opened:
+                _check_pixels(opened.size)  # before they are decoded
                 image = _rgb(ImageOps.exif_transpose(opened))
                 width, height = image.size
                 short = min(width, height)
                 size = (self._resize * width // short, self._resize * height // short)
-                if size[0] * size[1] > (Pillow.MAX_IMAGE_PIXELS or math.inf):
-                    raise ValueError(f"{width}x{height} would become {size[0]}x{size[1]}")
+                _check_pixels(size, f"{width}x{height} resized to ")
                 image = image.resize(size, Pillow.Resampling[self._interpolation.upper()])
         except Exception as error:  # Pillow's decoders raise anything on damaged files
-            reason = str(error).replace("\n", " ") or type(error).__name__
-            raise UsageError(f"{file}: not a readable image ({reason}); repair or remove it") from error
+            reason = one_line(error) or type(error).__name__
+            raise UsageError(f"{self.describe(index)}: not a readable image ({reason}); repair or remove it") from error
         left, top = (round((side - self._crop) / 2) for side in size)
         return np.asarray(image.crop((left, top, left + self._crop, top + self._crop)))
 
@@ -111,7 +128,7 @@ class Npz(ImageSource):
     """
 
     def __init__(self, file: Path, options: Mapping[str, str], role: str) -> None:
-        self.name = f"npz:{file}"
+        self.name = printable(f"npz:{file}")
         options_of(options, (), self.name)
         arrays, found = _load(file, self.name)
         wanted = ("images", "labels") if role == "evaluation" else ("images",)
@@ -126,9 +143,9 @@ class Npz(ImageSource):
         if len(images) == 0:
             raise UsageError(f"{self.name}: no images")
         labels = arrays.get("labels", np.full(len(images), UNLABELLED))
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        if labels.shape != (len(images),) or labels.dtype.kind not in "biu":
             wrong = f"labels of shape {labels.shape} and type {labels.dtype}"
-            raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}] integers")
+            raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}] whole numbers (an integer type)")
         self._images, self._labels = images, labels
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
         self.classes = None
@@ -146,25 +163,39 @@ class Npz(ImageSource):
 
 def _scan(folder: Path, name: str, role: str) -> tuple[list[Path], list[int], list[str]]:
     """The image files in a fixed order, their labels, and the names of the classes."""
-    if not folder.is_dir():
-        raise UsageError(f"{name}: no such folder; expected one sub-folder of images for each class")
-    visible = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    groups = [entry for entry in visible if entry.is_dir()]
-    direct = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    try:
+        if not folder.is_dir():
+            raise UsageError(f"{name}: no such folder; expected one sub-folder of images for each class")
+        visible = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        groups = [entry for entry in visible if entry.is_dir()]
+        # Files only: reading a pipe or a device would wait for ever.
+        direct = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+        members = [
+            sorted(file for file in group.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            for group in groups
+        ]
+    except OSError as error:
+        where = printable(str(error.filename or folder))
+        raise UsageError(f"{name}: {where} cannot be read ({error.strerror or one_line(error)})") from error
     if not groups and role == "calibration" and direct:
         return direct, [UNLABELLED] * len(direct), []
     if not groups:
         found = f"{len(direct)} images but no sub-folders" if direct else "no images"
         raise UsageError(f"{name}: {found}; expected one sub-folder of images for each class")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, group in enumerate(groups):
-        members = sorted(file for file in group.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not members:
-            raise UsageError(f"{group}: no images in this class folder; expected {', '.join(sorted(SUFFIXES))} files")
-        files += members
-        labels += [label] * len(members)
-    return files, labels, [group.name for group in groups]
+    for group, files in zip(groups, members, strict=True):
+        if not files:
+            where, expected = printable(str(group)), ", ".join(sorted(SUFFIXES))
+            raise UsageError(f"{where}: no images in this class folder; expected {expected} files")
+    labels = [label for label, files in enumerate(members) for _ in files]
+    return [file for files in members for file in files], labels, [printable(group.name) for group in groups]
+
+
+def _check_pixels(size: tuple[int, int], what: str = "") -> None:
+    """Refuse what would take gigabytes to decode or to resize."""
+    from PIL import Image as Pillow
+
+    if size[0] * size[1] > (Pillow.MAX_IMAGE_PIXELS or math.inf):
+        raise ValueError(f"{what}{size[0]}x{size[1]} is more than {Pillow.MAX_IMAGE_PIXELS} pixels")
 
 
 def _rgb(image: PillowImage) -> PillowImage:
@@ -184,7 +215,9 @@ def _channels(text: str, what: str) -> Image:
     except ValueError:
         values = np.zeros(0, np.float32)
     if len(values) not in (1, 3) or not all(math.isfinite(value) for value in values):
-        raise UsageError(f"{what}={text}: expected three numbers such as 0.485,0.456,0.406, or one for all channels")
+        raise UsageError(
+            f"{what}={printable(text)}: expected three numbers such as 0.485,0.456,0.406, or one for all channels"
+        )
     return values
 
 
@@ -197,16 +230,35 @@ def _require_pillow() -> None:
 
 def _load(file: Path, name: str) -> tuple[dict[str, np.ndarray], str]:
     """The arrays ``images`` and ``labels`` as far as the archive has them, and the names of all its arrays."""
-    if not file.is_file():
-        raise UsageError(f"{name}: no such file")
     try:
+        if not file.is_file():
+            raise UsageError(f"{name}: no such file")
         with file.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
+            if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise UsageError(f"{name}: one bare array, expected an .npz archive with images and labels")
-            with archive:
-                found = ", ".join(sorted(archive.files)) or "nothing"
-                return {key: archive[key] for key in ("images", "labels") if key in archive.files}, found
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).replace("\n", " ") or type(error).__name__
-        raise UsageError(f"{name}: not a readable .npz archive ({reason})") from error
+            with zipfile.ZipFile(stream) as archive:
+                _check_memory(sum(archive.getinfo(key).file_size for key in _members(archive)))
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as arrays:
+                found = printable(", ".join(sorted(arrays.files)))[:200] or "nothing"
+                return {key: arrays[key] for key in ("images", "labels") if key in arrays.files}, found
+    except UsageError:
+        raise
+    except Exception as error:  # zip, zlib, lzma and numpy's headers raise anything on damaged files
+        reason = one_line(error) or type(error).__name__
+        raise UsageError(f"{name}: not a readable .npz archive ({reason[:200]})") from error
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in archive.namelist() if name in ("images.npy", "labels.npy", "images", "labels")]
+
+
+def _check_memory(needed: int) -> None:
+    """Refuse arrays that do not fit in memory; a reader stops at the size that the archive tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return  # another system: reading ends with a MemoryError there
+    if needed > free:
+        raise ValueError(f"its arrays take {needed} bytes, {free} are free in memory")

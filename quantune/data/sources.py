@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantune.data.base import Image, ImageSource, Subset, checked_image, hashed_order, hint, options_of, whole_number
+from quantune.data.base import (
+    Image,
+    ImageSource,
+    Subset,
+    checked_image,
+    hashed_order,
+    hint,
+    one_line,
+    options_of,
+    printable,
+    whole_label,
+    whole_number,
+)
 from quantune.data.builtin import open_builtin
 from quantune.data.files import ImageFolder, Npz
 from quantune.errors import UsageError
@@ -22,6 +34,9 @@ from quantune.factory import call_factory
 
 KINDS = ("builtin", "imagefolder", "npz")
 ROLES = ("calibration", "evaluation")
+MOST_ITEMS = 20_000_000
+"""More than the largest public sets of images; a length beyond is a mistake, and drawing from it would not end."""
+
 _EXPECTED = "expected builtin:shapes, builtin:digits, imagefolder:DIR, npz:FILE or PACKAGE.MODULE:FACTORY"
 
 
@@ -39,35 +54,46 @@ class Reference:
         """Read ``KIND:TARGET?option=value&option=value``. Raises UsageError that names the bad part."""
         head, _, tail = text.partition("?")
         kind, colon, target = head.partition(":")
+        where = f"data '{printable(text)}'"
         if not colon or not target or not kind:
-            raise UsageError(f"data '{text}': {_EXPECTED}{_suggestion(head)}")
+            raise UsageError(f"{where}: {_EXPECTED}{_suggestion(head)}")
         options: dict[str, str] = {}
         for item in filter(None, tail.split("&")):
             key, equals, value = item.partition("=")
             if not equals or not key:
-                raise UsageError(f"data '{text}': option '{item}' is not of the form name=value")
+                raise UsageError(f"{where}: option '{printable(item)}' is not of the form name=value")
             if key in options:
-                raise UsageError(f"data '{text}': option '{key}' is given twice")
+                raise UsageError(f"{where}: option '{printable(key)}' is given twice")
             options[key] = value
         if kind in KINDS:
             return cls(text, kind, target, tuple(options.items()))
         names = [*kind.split("."), target]
         if not all(name.isidentifier() for name in names):
-            raise UsageError(f"data '{text}': {_EXPECTED}{hint(kind, KINDS)}")
+            raise UsageError(f"{where}: {_EXPECTED}{hint(kind, KINDS)}")
         return cls(text, "factory", f"{kind}:{target}", tuple(options.items()))
 
     @property
     def count(self) -> int | None:
         """The option ``count``."""
         value = dict(self.options).get("count")
-        return None if value is None else whole_number(value, f"data '{self.text}': count")
+        return None if value is None else whole_number(value, f"data '{printable(self.text)}': count")
+
+    @property
+    def path(self) -> Path:
+        """The target as a path, with the home folder in place of ~. Raises UsageError for what no path can be."""
+        try:
+            path = Path(self.target).expanduser()
+            path.resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(f"data '{printable(self.text)}': no usable path ({one_line(error)})") from error
+        return path
 
     def origin(self, role: str) -> tuple[object, ...]:
         """Equal for references that draw from the same images when opened as ``role``, whatever their count."""
         options = {key: value for key, value in self.options if key != "count"}
         if self.kind == "builtin":
             options.setdefault("split", role)
-        target = str(Path(self.target).expanduser().resolve()) if self.kind in ("imagefolder", "npz") else self.target
+        target = str(self.path.resolve()) if self.kind in ("imagefolder", "npz") else self.target
         return (self.kind, target, tuple(sorted(options.items())))
 
     def open(self, role: str, *, limited: bool = True) -> ImageSource:
@@ -82,7 +108,7 @@ class Reference:
         if count is None or not limited:
             return source
         if count > len(source):
-            raise UsageError(f"data '{self.text}': count={count}, but there are {len(source)} images")
+            raise UsageError(f"data '{printable(self.text)}': count={count}, but there are {len(source)} images")
         return Subset(source, hashed_order(len(source))[:count])
 
 
@@ -99,17 +125,18 @@ class Items(ImageSource):
 
     def __init__(self, made: object, name: str) -> None:
         self.name = name
-        if not hasattr(made, "__len__") or not hasattr(made, "__getitem__"):
+        if not hasattr(type(made), "__len__") or not hasattr(type(made), "__getitem__"):
             raise UsageError(f"{name}: got {type(made).__name__}, expected a sequence of (image, label) pairs")
         self._items: Any = made
         try:
             self._count = len(self._items)
         except Exception as error:
-            raise UsageError(f"{name}: its length raised {type(error).__name__}: {_line(error)}") from error
+            raise UsageError(f"{name}: its length raised {type(error).__name__}: {one_line(error)}") from error
         if self._count == 0:
             raise UsageError(f"{name}: got no images")
-        classes = getattr(made, "classes", None)
-        self.classes = classes if isinstance(classes, int) else None
+        if self._count > MOST_ITEMS:
+            raise UsageError(f"{name}: {self._count} images, expected {MOST_ITEMS} or fewer")
+        self.classes = _classes_of(made)
         image = self._item(0, None)[0]
         self.shape = (image.shape[0], image.shape[1], image.shape[2])
 
@@ -126,12 +153,17 @@ class Items(ImageSource):
         try:
             image, label = self._items[index]
         except Exception as error:
-            raise UsageError(f"{where}: {type(error).__name__}: {_line(error)}; expected (image, label)") from error
-        try:
-            number = int(label)
-        except Exception as error:
-            raise UsageError(f"{where}: label {label!r}, expected a whole number") from error
-        return checked_image(image, where, shape), number
+            raise UsageError(f"{where}: {type(error).__name__}: {one_line(error)}; expected (image, label)") from error
+        return checked_image(image, where, shape), whole_label(label, where)
+
+
+def _classes_of(made: object) -> int | None:
+    """The attribute ``classes`` where it is a usable number."""
+    try:
+        classes = getattr(made, "classes", None)
+    except Exception:  # a property of the user's that fails says as little as none
+        return None
+    return classes if isinstance(classes, int) and not isinstance(classes, bool) and classes > 0 else None
 
 
 class Factory(Items):
@@ -145,9 +177,9 @@ def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSour
     if reference.kind == "builtin":
         return open_builtin(reference.target, options, role)
     if reference.kind == "imagefolder":
-        return ImageFolder(Path(reference.target).expanduser(), options, role)
+        return ImageFolder(reference.path, options, role)
     if reference.kind == "npz":
-        return Npz(Path(reference.target).expanduser(), options, role)
+        return Npz(reference.path, options, role)
     options_of(options, ("count",), reference.target)
     return Factory(reference.target)
 
@@ -156,12 +188,11 @@ def _suggestion(text: str) -> str:
     path = Path(text)
     if not text:
         return ""
-    if path.is_dir():
-        return f" (did you mean imagefolder:{text}?)"
     if path.suffix == ".npz":
-        return f" (did you mean npz:{text}?)"
+        return f" (did you mean npz:{printable(text)}?)"
+    try:
+        if path.is_dir():
+            return f" (did you mean imagefolder:{printable(text)}?)"
+    except OSError:  # a name too long for a file
+        return ""
     return hint(text, ("builtin:shapes", "builtin:digits", "shapes", "digits"))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

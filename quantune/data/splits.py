@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.data.base import Image, ImageSource, hashed_order, pixel_digest
+from quantune.data.base import Image, ImageSource, checked_image, hashed_order, pixel_digest, whole_label
 from quantune.data.sources import Reference
 from quantune.errors import EnvironmentFailure, UsageError
 
 logger = logging.getLogger(__name__)
+
+MOST_CALIBRATION = 10_000
+"""Calibration images that are chosen from a set unless the request says how many."""
 
 MOST_CHECKED = 10_000
 """Images of the evaluation set that the check for shared images reads, evenly spread."""
@@ -66,7 +69,7 @@ def open_splits(
     calibration: str,
     evaluation: str,
     *,
-    calibration_count: int = 10_000,
+    calibration_count: int = MOST_CALIBRATION,
     evaluation_count: int | None = None,
     seed: int = 0,
 ) -> tuple[Split, Split]:
@@ -82,7 +85,7 @@ def open_splits(
         counts = references[0].count, references[1].count
         return _divide(source, counts, (calibration_count, evaluation_count), seed)
     source = references[0].open("calibration")
-    chosen = Split(source, tuple(hashed_order(len(source), seed)[: references[0].count or calibration_count]))
+    chosen = calibration_part(source, references[0].count or calibration_count, seed)
     held_out = references[1].open("evaluation")
     rest = Split(held_out, tuple(sorted(hashed_order(len(held_out), seed)[: references[1].count or evaluation_count])))
     if source.shape != held_out.shape:
@@ -91,6 +94,11 @@ def open_splits(
         )
     check_disjoint(chosen, rest)
     return chosen, rest
+
+
+def calibration_part(source: ImageSource, count: int | None = None, seed: int = 0) -> Split:
+    """``count`` images of a set that only calibrates, at most ``MOST_CALIBRATION`` unless told, drawn by a hash."""
+    return Split(source, tuple(hashed_order(len(source), seed)[: count or MOST_CALIBRATION]))
 
 
 def check_disjoint(calibration: Split, evaluation: Split) -> None:
@@ -114,7 +122,7 @@ def batches(split: Split, batch_size: int) -> Iterator[Image]:
     if batch_size < 1:
         raise ValueError(f"batch size {batch_size}: expected 1 or more")
     for start in range(0, len(split), batch_size):
-        yield np.stack([split.source[i][0] for i in split.indices[start : start + batch_size]])
+        yield np.stack([_labelled(split, i)[0] for i in split.indices[start : start + batch_size]])
 
 
 def materialize(split: Split, path: Path, classes: int | None = None) -> Materialized:
@@ -138,7 +146,7 @@ def materialize(split: Split, path: Path, classes: int | None = None) -> Materia
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for position, index in enumerate(split.indices):
-                image, label = split.source[index]
+                image, label = _labelled(split, index)
                 labels[position] = _checked_label(split, index, label, classes)
                 stream.write(np.ascontiguousarray(image, "<f4").tobytes())
         with partial_labels.open("wb") as stream:
@@ -196,13 +204,34 @@ def _shared(calibration: Split, evaluation: Split) -> dict[int, int]:
         own.setdefault(digest, index)
         if digest in seen:
             shared[index] = seen[digest]
-    for source, repeated in ((mine, len(calibration) - len(own)), (theirs, len(checked) - len(seen))):
-        if repeated:
-            logger.warning("%s: %d images are copies of others in the set", source.name, repeated)
+    _tell_copies(mine.name, "calibration", len(calibration), len(own))
+    _tell_copies(theirs.name, "evaluation", len(checked), len(seen))
     return shared
 
 
-def _checked_label(split: Split, index: int, label: int, classes: int | None) -> int:
+def warn_of_copies(calibration: Split) -> None:
+    """Log what is odd about a calibration set: a single image, or images that are copies of others."""
+    different = len({calibration.source.digest(index) for index in calibration.indices})
+    _tell_copies(calibration.source.name, "calibration", len(calibration), different)
+
+
+def _tell_copies(name: str, role: str, count: int, different: int) -> None:
+    if count == 1:
+        logger.warning("%s: there is only one %s image", name, role)
+    elif different == 1:
+        logger.warning("%s: all %d %s images are equal", name, count, role)
+    elif different < count:
+        logger.warning("%s: %d of %d %s images are copies of others", name, count - different, count, role)
+
+
+def _labelled(split: Split, index: int) -> tuple[Image, int]:
+    """An image, checked, and its label; a user's own source may give anything."""
+    image, label = split.source[index]
+    return checked_image(image, split.source.describe(index), split.source.shape), label
+
+
+def _checked_label(split: Split, index: int, value: object, classes: int | None) -> int:
+    label = whole_label(value, split.source.describe(index))
     known = [number for number in (classes, split.source.classes) if number is not None]
     if label < 0 or (known and label >= min(known)):
         expected = f"0 to {min(known) - 1}" if known else "0 or more"

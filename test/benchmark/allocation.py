@@ -33,6 +33,8 @@ from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache
 from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
+from quantune.data.sources import open_source
+from quantune.data.splits import Split
 from quantune.evaluator import Evaluator
 from quantune.space import CALIBRATION_SIZES
 
@@ -81,15 +83,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _first(reference: str, role: str) -> Split:
+    """All images in their own order, as in the tables of docs/bits.md: a set whose images are drawn at random."""
+    source = open_source(reference, role)
+    return Split(source, tuple(range(len(source))))
+
+
 def accuracies(arguments: argparse.Namespace, scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
     """A row for each uniform width and each allocation of its size."""
+    calib = _first(arguments.calib, "calibration")
     builder = api.make_builder(
-        arguments.model or "builtin:mobilenet_v2_shapes", calib=arguments.calib, target="cpu", sizes=CALIBRATION_SIZES
+        arguments.model or "builtin:mobilenet_v2_shapes", calib=calib, target="cpu", sizes=CALIBRATION_SIZES
     )
     config = QuantConfig.parse(arguments.config) if arguments.config else QuantConfig()
     allocator, rows = Allocator(builder, config=config), []
     seconds = {name: _seconds(lambda by=by: allocator.scores(by)) for name, by in scorers.items()}
-    with Evaluator(builder, api._one_split(arguments.eval, "evaluation")) as evaluator:
+    with Evaluator(builder, _first(arguments.eval, "evaluation")) as evaluator:
         _ = evaluator.images  # written once, before a file is verified on them
         rows.append(_row(evaluator, "f32", 32, QuantConfig(precision="f32"), 0))
         for width in map(int, arguments.bits.split(",")):

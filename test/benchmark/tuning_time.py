@@ -35,6 +35,7 @@ from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import parse
 from quantune.config import QuantConfig
 from quantune.data import shapes
+from quantune.data.splits import open_splits
 from quantune.evaluator import Evaluator
 from quantune.search.progress import TuningEvent
 from quantune.space import CALIBRATION_SIZES, LEVEL1
@@ -149,7 +150,7 @@ def _write(folder: Path, split: str, count: int, size: int) -> str:
 def _plain(model: api.ImportedModel, data: Sequence[str], count: int, console: Console) -> float:
     """The mean seconds of plain trials, ``count`` drawn at random for each calibration size; prints the parts."""
     table = Table("plain trial", "calibrate", "build", "evaluate", "all", show_edge=False)
-    calib, evaluation = api.open_splits(*data)
+    calib, evaluation = open_splits(*data)
     seconds = []
     random = np.random.default_rng(0)
     drawn: list[QuantConfig] = []

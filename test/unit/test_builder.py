@@ -102,8 +102,11 @@ def test_tensors_sampled_by_the_program_give_the_same_statistics(
     monkeypatch.setattr(whole, "_strides", lambda tensors: ())
     assert sampling.statistics.to_bytes() == whole.statistics.to_bytes()
     assert not sampling._strides(("input",))
-    few = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(calibration.POWER_IMAGES,))
-    assert not few._strides(builder_module.observed(model.network))
+    one = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(1,))
+    assert one._strides(builder_module.observed(model.network)) == strides  # the same program, whatever is asked for
+    few = split.first(calibration.POWER_IMAGES)
+    whole = Builder(model, HOST, calib=few, cache=ArtifactCache(tmp_path / "a"), sizes=(1, 67, 1000))
+    assert not whole._strides(builder_module.observed(model.network))
 
 
 def test_statistics_are_collected_once_per_model_and_images(

@@ -144,7 +144,7 @@ def test_an_artifact_and_its_recipe_say_what_was_measured(evaluator: Evaluator, 
     assert record is not None
     fingerprint = evaluator.split.fingerprint
     assert record.measured == Measured(trial.score.accuracy, 20, fingerprint, trial.score.latency_ms, 1)
-    recipe = describe(evaluator.builder, evaluator, trial, load(path), evaluator.verify(path), ())
+    recipe = describe(evaluator.builder, evaluator, trial, load(path), evaluator.verify(path))
     assert recipe["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert recipe["program_sha256"] == hashlib.sha256(split(path.read_bytes()).program).hexdigest() == record.sha256
     half = TuningTrial(1, INT8, "complete", replace(trial.score, images=10))
@@ -160,6 +160,13 @@ def test_wrong_images_and_labels(cache: ArtifactCache) -> None:
         pytest.raises(UsageError, match=r"image \d: label [78], expected 0 to 1"),
     ):
         evaluator(F32)
+
+
+def test_a_regression_has_no_top1(cache: ArtifactCache) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Flatten())
+    builder = Builder(import_module(net, torch.zeros(1, 3, 4, 4), "net"), HOST, cache=cache)
+    with pytest.raises(UsageError, match="model 'net' gives one number an image; top-1 needs two classes or more"):
+        Evaluator(builder, _split(3, 2))
 
 
 class Reciprocal(nn.Module):

@@ -47,7 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.device": names("numpy quantune .compiler .runtime"),
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .process .space"),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
-    "quantune.builder": names("numpy .calibration .compiler .config .data .model .plan .runtime .space .versions"),
+    "quantune.request": names(".config .data"),
+    "quantune.builder": names(
+        "numpy .calibration .compiler .config .data .model .plan .request .runtime .space .versions"
+    ),
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
     ),
@@ -60,13 +63,14 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
-        " .places .plan .guidance .proxies .reporting .runtime .search .space .versions .zoo"
+        " .places .plan .guidance .proxies .reporting .request .runtime .search .space .versions .zoo"
     ),
+    "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.cli": names(
-        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .interrupts .places .runtime"
-        " .search .versions"
+        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .interrupts .places"
+        " .rebuilding .runtime .search .versions"
     ),
-    "quantune": names(".api .config .runtime"),
+    "quantune": names(".api .config .rebuilding .runtime"),
 }
 
 # Heavy, or not needed by every use of the file: to be imported by the function that needs it.

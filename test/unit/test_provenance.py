@@ -37,6 +37,7 @@ RECORD = Provenance(
     flags=("--x", "--y=1"),
     versions={"quantune": "0.1.0"},
     data={"calibration": "123"},
+    sources={"model": "builtin:x", "calib": "npz:é.npz"},
     layers=(LayerExecution("features.0", "conv", 1234, "i8", "main_dispatch_0"),),
     processor=Processor("x86_64", "znver5", ("avx2",)),
     measured=MEASURED,
@@ -63,13 +64,15 @@ def test_plain_program_has_no_provenance() -> None:
 
 
 def test_older_records_are_read() -> None:
-    record = {**json.loads(replace(RECORD, measured=None).to_json()), "format": 1}
-    del record["measured"]
+    record = {**json.loads(RECORD.to_json()), "format": 1, "created": "2026-01-01T00:00:00+00:00"}
+    del record["measured"], record["sources"]
     text = json.dumps(record | {"sha256": hashlib.sha256(PROGRAM).hexdigest()}).encode()
     old = PROGRAM + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little") + ARTIFACT[-16:]
     read = split(old).provenance
     assert read is not None
-    assert replace(read, sha256="") == replace(RECORD, measured=None)
+    assert replace(read, sha256="") == replace(RECORD, measured=None, sources={})
+    with pytest.raises(RunFailed, match="unknown field 'created'"):
+        Provenance.from_json(json.dumps(json.loads(RECORD.to_json()) | {"created": ""}))
 
 
 def test_only_an_archive_can_carry_a_record() -> None:

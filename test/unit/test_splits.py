@@ -12,6 +12,7 @@ from PIL import Image
 
 from quantune.data import splits
 from quantune.data.base import ImageSource, hashed_order
+from quantune.data.sources import Items
 from quantune.data.splits import Split, batches, check_disjoint, labels_of, materialize, open_splits
 from quantune.errors import EnvironmentFailure, UsageError
 
@@ -173,8 +174,8 @@ def test_a_long_set_is_checked_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_repeated_images_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check_disjoint(whole(Numbers([1, 1, 2], name="mine")), whole(Numbers([3, 3, 3], name="theirs")))
-    assert "mine: 1 images are copies" in caplog.text
-    assert "theirs: 2 images are copies" in caplog.text
+    assert "mine: 1 of 3 calibration images are copies of others" in caplog.text
+    assert "theirs: all 3 evaluation images are equal" in caplog.text
 
 
 def test_different_shapes_are_refused(tmp_path: Path) -> None:
@@ -249,3 +250,53 @@ def test_no_room_and_no_folder_are_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(EnvironmentFailure, match="1 images need 4 bytes, 3 are free"):
         materialize(whole(Numbers([1])), tmp_path / "images.npy")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "label", [0.5, 3.0, float("nan"), np.float32(2), np.array([1.0]), "3", None, [1, 2], 1 << 70, np.datetime64("2026")]
+)
+def test_labels_that_are_no_whole_numbers_are_refused(label: object, tmp_path: Path) -> None:
+    class Odd(Numbers):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return super().__getitem__(index)[0], label if index else 0  # type: ignore[return-value]
+
+    message = r"image 1: label .*, expected a whole number"
+    for read in (
+        lambda: labels_of(whole(Odd([1, 2]))),
+        lambda: whole(Odd([1, 2])).fingerprint,
+        lambda: materialize(whole(Odd([1, 2])), tmp_path / "x.npy"),
+        lambda: Items([(np.zeros((1, 1, 1)), 0), (np.ones((1, 1, 1)), label)], "items")[1],
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [3, True, np.int8(3), np.uint64(3), np.True_, np.array(3), np.array([3])])
+def test_labels_may_be_integers_and_booleans_of_any_kind(label: object) -> None:
+    read = Items([(np.zeros((1, 1, 1)), label)], "items")[0][1]
+    assert type(read) is int
+    assert read == int(np.asarray(label).item())
+
+
+def test_labels_may_be_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    assert Items([(np.zeros((1, 1, 1)), torch.tensor(3))], "items")[0][1] == 3
+    with pytest.raises(UsageError, match="expected a whole number"):
+        Items([(np.zeros((1, 1, 1)), torch.tensor(3.0))], "items")
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((1, 2, 1), np.float32), np.full((1, 1, 1), np.nan), np.zeros((1, 1, 1), int)]
+)
+def test_images_of_a_users_own_source_are_checked(image: np.ndarray, tmp_path: Path) -> None:
+    class Odd(Numbers):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return (image, 1) if index else super().__getitem__(index)
+
+    for read in (
+        lambda: materialize(whole(Odd([1, 2])), tmp_path / "x.npy"),
+        lambda: list(batches(whole(Odd([1, 2])), 2)),
+    ):
+        with pytest.raises(UsageError, match="numbers, image 1: "):
+            read()
