@@ -19,6 +19,7 @@ from quantune.data.choice import Images, calibration_images, search_images
 from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
+from quantune.files import SUFFIXES, import_file
 from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
 from quantune.proxies import Proxies
@@ -252,11 +253,8 @@ def import_any(
     """
     if isinstance(model, ImportedModel):
         return model
-    if isinstance(model, str) and model.endswith((".mlir", ".mlirbc")) and options == ModelOptions():
-        try:
-            return read_model(Path(model).read_bytes(), Path(model).stem)
-        except OSError as error:
-            raise UsageError(f"model '{model}': {error.strerror or error}") from error
+    if isinstance(model, str) and model.endswith(SUFFIXES) and options == ModelOptions():
+        return import_file(model)
     from quantune.frontend import importer, models
     from quantune.zoo import store
 
@@ -333,7 +331,7 @@ def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, st
 def _for_data(model: ModelLike, options: ModelOptions | None, split: Split | None) -> ModelOptions:
     """Take the image shape from the data where the model leaves it open."""
     options = options or ModelOptions()
-    fixed = isinstance(model, str) and (model.startswith("builtin:") or model.endswith((".pt2", ".mlir", ".mlirbc")))
+    fixed = isinstance(model, str) and (model.startswith("builtin:") or model.endswith(SUFFIXES))
     if split is None or options.shape is not None or fixed:
         return options
     return ModelOptions(options.weights, split.source.shape, options.batch, options.classes)

@@ -37,19 +37,18 @@ class ImportedModel:
 
 
 def read_model(source: bytes, name: str) -> ImportedModel:
-    """Read a linalg module from MLIR text or bytecode.
+    """Read a linalg module from MLIR text or bytecode of our own; files of others go through quantune.files.
 
     Raises UsageError, with line and column, for what is not MLIR, and ImportFailed for a module that is no network.
     """
     from torch_mlir import ir
 
-    from mlir_passes.registry import first_diagnostic
+    from mlir_passes.reading import NotMlir, parse
 
     try:
-        module = ir.Module.parse(source, context=ir.Context())
-    except (ir.MLIRError, ValueError) as error:
-        said = first_diagnostic(error) if isinstance(error, ir.MLIRError) else " ".join(str(error).split())
-        reason = said.removeprefix("-:")[:300] or "unreadable"
+        module = parse(source, ir.Context())
+    except NotMlir as error:
+        reason = str(error).removeprefix("-:")[:300]
         raise UsageError(f"model '{name}' is not a module of the linalg dialects: {reason}") from error
     return from_module(module, name)
 

@@ -32,8 +32,11 @@ def quantune_benchmark() -> NoReturn:
 
 
 def quantune_opt() -> NoReturn:
-    """The process ``quantune-opt``."""
-    _process("quantune-opt", "quantune.cli.opt")
+    """The process ``quantune-opt``; its work is done in a fork, since MLIR may crash or hang on what it reads."""
+    from quantune import guard
+
+    name = "quantune-opt"
+    sys.exit(guard.in_fork(lambda: _code(name, "quantune.cli.opt"), lambda text: _tell(name, f"error: {text}")))
 
 
 def quantune_device() -> NoReturn:
@@ -42,10 +45,14 @@ def quantune_device() -> NoReturn:
 
 
 def _process(name: str, module: str) -> NoReturn:
+    sys.exit(_code(name, module))
+
+
+def _code(name: str, module: str) -> int:
     def command(argv: list[str] | None, notes: Notes) -> int:
         return importlib.import_module(module).command(argv, notes)
 
-    sys.exit(run(name, command, None, last=True))
+    return run(name, command, None, last=True)
 
 
 def run(name: str, command: Command, argv: list[str] | None, *, last: bool = False) -> int:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from mlir_passes import PASSES, Pass, Pipeline, PipelineError, PipelineFailure, load_pass
 from mlir_passes.base import option_fields
-from mlir_passes.registry import first_diagnostic
-from quantune import places
+from mlir_passes.reading import NotMlir, parse
+from quantune import guard, places
 from quantune.cli.arguments import OneLineParser, count, version_line
-from quantune.cli.entry import run
+from quantune.cli.entry import quantune_opt, run
 from quantune.cli.streams import Notes, one_line
 from quantune.errors import PassFailed, QuantuneError, UsageError
 
@@ -84,22 +84,26 @@ def _transform(arguments: argparse.Namespace) -> int:
 
 
 def _run(pipeline: Pipeline, source: bytes, arguments: argparse.Namespace) -> str:
-    from torch_mlir import ir
-
+    where = f"'{one_line(arguments.input)}'"
     try:
-        module = ir.Module.parse(source)
-    except ir.MLIRError as error:
-        raise UsageError(first_diagnostic(error)) from error
+        with guard.reading(where, len(source)):
+            module = parse(source)
+    except NotMlir as error:
+        raise UsageError(str(error)) from error
+    except MemoryError as error:
+        raise UsageError(f"{where} takes too much memory to read") from error
     try:
-        pipeline.run(
-            module,
-            print_ir_after_all=arguments.print_ir_after_all,
-            dump_dir=arguments.dump_ir_dir,
-            timing=arguments.timing,
-        )
+        with guard.working(f"the passes on {where}"):
+            pipeline.run(
+                module,
+                print_ir_after_all=arguments.print_ir_after_all,
+                dump_dir=arguments.dump_ir_dir,
+                timing=arguments.timing,
+            )
     except PipelineFailure as error:
         raise PassFailed(str(error)) from error
-    return module.operation.get_asm(large_elements_limit=arguments.elide).rstrip()
+    with guard.working(f"printing {where}"):
+        return module.operation.get_asm(large_elements_limit=arguments.elide).rstrip()
 
 
 def _sources(path: str, *, split: bool) -> Iterator[bytes]:
@@ -123,7 +127,9 @@ def _sources(path: str, *, split: bool) -> Iterator[bytes]:
 
 
 def _with_file_name(message: str, path: str) -> str:
-    """MLIR calls text it parses `-`."""
+    """MLIR calls text it parses `-`, or nothing."""
+    if message.startswith("error: "):
+        return f"{path}: {message}"
     return f"{path}{message.removeprefix('-')}" if message.startswith("-:") else message
 
 
@@ -160,4 +166,4 @@ def _markdown(pass_class: type[Pass]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run("quantune-opt", command, None, last=True))
+    quantune_opt()

@@ -15,9 +15,10 @@ from torch import nn
 
 from quantune.errors import UsageError
 from quantune.factory import call_factory
+from quantune.files import SUFFIXES, import_file
 from quantune.frontend import importer
 from quantune.frontend.torchvision_compat import torchvision
-from quantune.model import ImportedModel, read_model
+from quantune.model import ImportedModel
 from quantune.zoo import store
 from quantune.zoo.recipes import PLAIN, RECIPES, SIZES, Recipe, names
 
@@ -54,14 +55,9 @@ def load_model(request: ModelRequest, weights_of: WeightsOf = shipped) -> Import
         if value is not None and value < 1:
             raise UsageError(f"{what} {value}: expected 1 or more")
     reference = request.reference
-    if reference.endswith((".mlir", ".mlirbc")):
+    if reference.endswith(SUFFIXES):
         _refuse(request, "weights", "shape", "classes", "batch")
-        return read_model(_existing(reference, "model").read_bytes(), Path(reference).stem)
-    if reference.endswith(".pt2"):
-        _refuse(request, "weights", "shape", "classes", "batch")
-        from quantune.frontend.pt2 import read_program
-
-        return importer.import_program(read_program(_existing(reference, "model")), Path(reference).stem)
+        return import_file(reference)
     kind, _, name = reference.partition(":")
     if kind == "torchvision" and name:
         model, title = _torchvision_model(request, name), name

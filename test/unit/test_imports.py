@@ -35,8 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.numerics": names("numpy scipy mlir_passes.network"),
     "quantune.factory": set(),
     "quantune.data": names("numpy PIL sklearn .factory"),
+    "quantune.guard": set(),
+    "quantune.files": names("quantune .guard .model .process"),
     "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
-    "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .model .zoo"),
+    "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
     "quantune.zoo": names("numpy torch rich safetensors .data .frontend"),
     "quantune.calibration": names("numpy .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
@@ -63,11 +65,11 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
-        " .places .plan .guidance .proxies .reporting .request .runtime .search .space .versions .zoo"
+        " .places .plan .files .guidance .proxies .reporting .request .runtime .search .space .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.cli": names(
-        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .interrupts .places"
+        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .guard .interrupts .places"
         " .rebuilding .runtime .search .versions"
     ),
     "quantune": names(".api .config .rebuilding .runtime"),

@@ -1,0 +1,55 @@
+"""The child process that reads a model's file: ``python -m quantune.frontend.reader FILE OUTPUT``.
+
+What torch and MLIR do to this process on a file made for that, the process that asked lives on (quantune.files). OUTPUT
+becomes the imported module as bytecode; standard output gets one JSON object, {} or the error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from quantune.errors import QuantuneError, UsageError
+from quantune.guard import bounded
+
+_LOWERING_SECONDS = 60.0  # of processor time: torch-mlir's passes are part of reading a .pt2
+
+
+def main(arguments: list[str]) -> int:
+    """Read one file and tell how that went."""
+    path, output = map(Path, arguments)
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints belongs to the log
+    answer: dict[str, str] = {}
+    try:
+        output.write_bytes(_read(path))
+    except QuantuneError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        answer = {"error": UsageError.__name__, "message": f"model '{path}': takes too much memory to read"}
+    except RecursionError:
+        answer = {"error": UsageError.__name__, "message": f"model '{path}': is nested too deeply"}
+    print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    if path.suffix == ".pt2":
+        from quantune.frontend.importer import import_program
+        from quantune.frontend.pt2 import read_program
+
+        with bounded(path.stat().st_size, _LOWERING_SECONDS):
+            return import_program(read_program(path), path.stem).bytecode
+    import torch_mlir.ir  # noqa: F401 - before the bounds: what it maps is not the file's fault
+
+    from quantune.model import read_model
+
+    source = path.read_bytes()
+    with bounded(len(source)):
+        return read_model(source, path.stem).bytecode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
