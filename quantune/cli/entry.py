@@ -44,6 +44,11 @@ def quantune_device() -> NoReturn:
     _process("quantune-device", "quantune.cli.device")
 
 
+def quantune_verify() -> NoReturn:
+    """The process ``quantune-verify``."""
+    _process("quantune-verify", "quantune.cli.verify")
+
+
 def _process(name: str, module: str) -> NoReturn:
     sys.exit(_code(name, module))
 

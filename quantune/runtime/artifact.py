@@ -78,6 +78,10 @@ class Artifact:
         """The digest of the whole file, as sha256sum prints it."""
         return hashlib.sha256(self._data).hexdigest()
 
+    def has_function(self, name: str) -> bool:
+        """Whether the program names a compiled function so."""
+        return bool(name) and name.encode() in self._stamped.program
+
     @property
     def size_bytes(self) -> int:
         """The size of the file."""

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from quantune.cli import benchmark, compile, device, opt
+from quantune.cli import benchmark, compile, device, opt, verify
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "third_party" / "README.md"])
 TOOLS = {
     "quantune-compile": compile, "quantune-opt": opt, "quantune-benchmark": benchmark, "quantune-device": device,
+    "quantune-verify": verify,
 }  # fmt: skip
 BLOCK = re.compile(r"^```(sh|python)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

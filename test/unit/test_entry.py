@@ -20,7 +20,7 @@ from quantune.cli.entry import run
 from quantune.cli.streams import Notes, one_line
 from quantune.errors import EnvironmentFailure, PassFailed, UsageError
 
-COMMANDS = ("compile", "benchmark", "opt")
+COMMANDS = ("compile", "benchmark", "opt", "verify")
 
 
 def _raising(error: BaseException) -> Callable[[list[str] | None, Notes], int]:

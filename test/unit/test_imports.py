@@ -68,9 +68,10 @@ ALLOWED: dict[str, set[str]] = {
         " .places .plan .files .guidance .proxies .reporting .request .runtime .search .space .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
+    "quantune.verification": names("numpy .compiler .data .process .runtime"),
     "quantune.cli": names(
         "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .guard .interrupts .places"
-        " .rebuilding .runtime .search .versions"
+        " .rebuilding .runtime .search .verification .versions"
     ),
     "quantune": names(".api .config .rebuilding .runtime"),
 }
