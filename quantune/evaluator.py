@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +81,7 @@ class Evaluator:
         workers = None if target.name == "cpu" else 1  # a GPU serves one
         self._runner = runner or LocalRunner(device=target.device(), count=workers, timeout_s=timeout_s)
         self._timer = timer or LocalTimer(device=target.device(threads=threads), threads=threads, timeout_s=timeout_s)
-        self._folder = tempfile.TemporaryDirectory(prefix="trials-", dir=scratch.root())
+        self._folder = scratch.kept("trials")
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
         self._floor: Floor | None = None
@@ -100,7 +100,7 @@ class Evaluator:
         self._runner.close()
         self._timer.close()
         self.builder.close()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def images(self) -> Path:
@@ -214,16 +214,18 @@ class Evaluator:
         if built.numbers is None:
             yield None
             return
-        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            path = Path(folder) / "numbers.npz"
-            np.savez(path, **built.numbers)  # type: ignore[arg-type]
+        with scratch.folder("numbers") as folder:
+            path = folder / "numbers.npz"
+            with scratch.told():
+                np.savez(path, **built.numbers)  # type: ignore[arg-type]
             yield path
 
     def answers(self, config: QuantConfig, images: Split) -> NDArray[np.floating]:
         """What a configuration's program gives for other images than those it is judged by, f[n, classes]."""
-        path = Path(self._folder.name) / f"{images.fingerprint[:32]}.npy"
+        path = self._folder / f"{images.fingerprint[:32]}.npy"
         if not path.is_file():
-            np.save(path, next(batches(images, len(images))))
+            with scratch.told():
+                np.save(path, next(batches(images, len(images))))
         built = self.builder.build(config)
         with self._numbers(built) as numbers:
             logits = self._runner.run(built.program.path, numbers, path, 0, len(images))
@@ -234,9 +236,10 @@ class Evaluator:
         """A program and its numbers as files that outlive the trial."""
         sha = built.program.sha256
         if sha not in self._files:
-            numbers = None if built.numbers is None else Path(self._folder.name) / f"{sha}.npz"
+            numbers = None if built.numbers is None else self._folder / f"{sha}.npz"
             if numbers is not None:
-                np.savez(numbers, **(built.numbers or {}))  # type: ignore[arg-type]
+                with scratch.told():
+                    np.savez(numbers, **(built.numbers or {}))  # type: ignore[arg-type]
             self._files[sha] = built.program.path, numbers
         return self._files[sha]
 

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantune.compiler import checker
 from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
 from quantune.compiler.job import Job, form_dispatches
 from quantune.compiler.targets import Target, host_identity
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 _FACTS = ".facts.gz"
 _DISPATCHES = ".dispatches.gz"
 _FAILURES_KEPT = 20
-_ARTIFACT_MAGIC = b"PK\x03\x04"  # a .vmfb is laid out as a zip archive
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+_SPARE_BYTES = 1 << 20
+_CHECKED = "loaded"  # part of the key: entries of versions that believed every compiler are not found
 _ERROR_LINE = re.compile(r"^ERROR\b|(?:^|[\s:])(?:error|fatal error): |^LLVM ERROR")
 _NOISE = re.compile(r"remark: |: warning: .*(?:deprecated|defaulted to)|^Please report issues |^ *#\d+ 0x|^Stack dump")
 
@@ -71,7 +74,7 @@ def compiler_version() -> str:
 def program_key(module: bytes, target: Target, flags: Sequence[str] = ()) -> str:
     """Return the cache key of a compilation: equal keys give byte-equal artifacts."""
     host = host_identity() if target.name == "cpu" and target.cpu == "host" else ""
-    return content_key(module, *target.flags(), "--", *flags, compiler_version(), host)
+    return content_key(module, *target.flags(), "--", *flags, compiler_version(), host, _CHECKED)
 
 
 def compile_module(
@@ -95,8 +98,9 @@ def compile_module(
     The artifact lies in ``cache``; without one in ``output_dir`` (default: a folder that goes when this process ends).
     dump_executables: folder for IREE's kernels, sources and binaries; the cache never answers such a call.
     failure_dir: where input, command and log of the newest 20 failures are kept (default: the user's cache folder).
-    Raises CompileFailed (an error, a crash, the time or memory limit), UsageError (a processor or GPU name that IREE
-    does not know) or EnvironmentFailure (no compiler).
+    What the compiler wrote is loaded once, in a child, before anything keeps it (quantune.compiler.checker).
+    Raises CompileFailed (an error, a crash, damaged output, the time or memory limit), UsageError (a processor or GPU
+    name that IREE does not know) or EnvironmentFailure (no compiler, no space).
     """
     if timeout_s <= 0:
         raise UsageError(f"compile timeout {timeout_s}: expected seconds, more than 0")
@@ -104,32 +108,46 @@ def compile_module(
     if cache and not dump_executables and (hit := _read_cached(cache, key, explain=explain)):
         return hit
     binary = compiler or find_compiler()
+    limits = timeout_s, memory_limit_gib
     try:
         with scratch.folder("compile") as folder, ThreadPoolExecutor(1) as beside:
             options = (*target.flags(), *flags)
-            job = Job(folder, binary, module, options, dump_executables)
-            told = (
-                beside.submit(form_dispatches, binary, module, options, timeout_s, memory_limit_gib)
-                if explain
-                else None
-            )
-            for checks in (False, True):
-                status = job.run(timeout_s, memory_limit_gib, checks=checks)
-                log = job.log()
-                reason = _failure(status, log, timeout_s, memory_limit_gib, job.output)
-                if reason is None or status is None:
-                    break
-            if reason:
-                if unknown := _unknown_name(log, target):
-                    raise UsageError(unknown)
-                kept = _keep_failure(failure_dir or default_root() / "failures", key, job, log)
-                raise CompileFailed(f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}")
+            with scratch.told():
+                job = Job(folder, binary, module, options, dump_executables)
+                told = beside.submit(form_dispatches, binary, module, options, *limits) if explain else None
+                checker.prepare()
+                log = _run(job, target, key, limits, failure_dir or default_root() / "failures")
             dispatches = told.result() if told else ""
+            if told and not dispatches:
+                raise CompileFailed(f"iree-compile for {target} formed no dispatches although it made an artifact")
             path, digest = _store(job, dispatches, key, cache, output_dir)
     except OSError as error:
         raise CompileFailed(f"compiling for {target}: a file could not be written: {error}") from error
     logger.info("compiled %s for %s in %.1f s", key[:12], target, job.seconds)
     return CompiledModule(path, digest, job.seconds, False, _quiet(log), dispatches)
+
+
+def _run(job: Job, target: Target, key: str, limits: tuple[float, float | None], failures: Path) -> str:
+    """Run the compiler until its output is known to be whole, twice at most; returns its log, or raises."""
+    before = ""
+    for checks in (False, True):
+        job.output.unlink(missing_ok=True)
+        status = job.run(*limits, checks=checks)
+        log = job.log()
+        reason = _failure(status, log, *limits, job.output)
+        if reason is None:
+            if before:
+                logger.warning("iree-compile for %s; compiled once more, and that is whole", before)
+            return log
+        if _NO_SPACE.search(log) or scratch.free_bytes(job.folder) < _SPARE_BYTES:
+            raise scratch.full()
+        if unknown := _unknown_name(log, target):
+            raise UsageError(unknown)
+        kept = _keep_failure(failures, key, job, log)
+        before = f"{target} {reason}; what it wrote was set aside in {kept}"
+        if status is None:
+            break
+    raise CompileFailed(f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}")
 
 
 def _failure(status: int | None, log: str, timeout_s: float, limit_gib: float | None, output: Path) -> str | None:
@@ -145,12 +163,8 @@ def _failure(status: int | None, log: str, timeout_s: float, limit_gib: float | 
         return f"failed with exit status {status}{told}"
     if any(_ERROR_LINE.search(line) for line in log.splitlines()):
         return f"printed an error and went on{told}"  # it returns 0 on an unknown pass name
-    if not output.is_file() or not output.stat().st_size:
-        return "wrote no artifact"
-    with output.open("rb") as stream:
-        if stream.read(4) != _ARTIFACT_MAGIC:
-            return "wrote something that is not a .vmfb"
-    return None
+    damage = checker.damage(output)
+    return damage and f"wrote {damage}"
 
 
 def _first_error(log: str) -> str:
@@ -178,6 +192,9 @@ def _keep_failure(root: Path, key: str, job: Job, log: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(job.source, folder / job.source.name)
     (folder / "log").write_text(log)
+    (folder / job.output.name).unlink(missing_ok=True)
+    if job.output.is_file():
+        shutil.copyfile(job.output, folder / job.output.name)
     (folder / "command.sh").write_text(f'#!/bin/sh\ncd "$(dirname "$0")" && exec {shlex.join(job.command)}\n')
     os.utime(folder)
     older = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
@@ -191,15 +208,17 @@ def _store(job: Job, dispatches: str, key: str, cache: ArtifactCache | None, fol
     digest = hashlib.sha256(data).hexdigest()
     if cache:
         facts = json.dumps({"seconds": job.seconds, "log": _quiet(job.log())})
-        # The facts go first: a reader that finds the artifact then finds them too.
-        cache.put(key, gzip.compress(facts.encode(), mtime=0), _FACTS)
-        if dispatches:
-            cache.put(key, gzip.compress(dispatches.encode(), mtime=0), _DISPATCHES)
-        return cache.put(key, data, ".vmfb"), digest
+        with scratch.told(cache.root, "XDG_CACHE_HOME"):
+            # The facts go first: a reader that finds the artifact then finds them too.
+            cache.put(key, gzip.compress(facts.encode(), mtime=0), _FACTS)
+            if dispatches:
+                cache.put(key, gzip.compress(dispatches.encode(), mtime=0), _DISPATCHES)
+            return cache.put(key, data, ".vmfb"), digest
     folder = folder or scratch.kept("artifact")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key[:16]}.vmfb"
-    write_atomically(path, data)
+    with scratch.told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
     return path, digest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -25,6 +26,7 @@ _EVIDENCE_FLAGS = (
 # Verifying the IR after each of IREE's passes takes 40 % of the time. Its input is verified all the same, and a
 # compilation that fails is run again with these checks, for the sake of its message.
 _FAST_FLAGS = ("--verify=false",)
+_WHOLE_TEXT = re.compile(r"\A(#|module).*\n(\} loc\(|#loc)[^\n]*\s*\Z", re.DOTALL)
 _starting = threading.Lock()
 _running: set[int] = set()  # process groups of the compilers at work
 
@@ -95,8 +97,13 @@ def form_dispatches(
     """Return the program as text with its dispatches formed, or nothing where the compilation fails before."""
     with scratch.folder("compile") as folder:
         job = Job(folder, binary, module, (*flags, *_EVIDENCE_FLAGS), None)
-        status = job.run(timeout_s, memory_limit_gib, checks=True)
-        return job.output.read_text(errors="replace") if status == 0 and job.output.is_file() else ""
+        for _ in range(2):
+            status = job.run(timeout_s, memory_limit_gib, checks=True)
+            text = job.output.read_text(errors="replace") if status == 0 and job.output.is_file() else ""
+            # Half a text would be told of for ever after.
+            if _WHOLE_TEXT.search(text):
+                return text
+        return ""
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def root() -> Path:
             if _root is None:
                 parent = Path(tempfile.gettempdir())
                 _sweep(parent)
-                with told(parent):
+                with told():
                     _root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{owner.name()}-", dir=parent))
             _root.mkdir(mode=0o700, exist_ok=True)  # the system may clean it away under a process that lives for days
         except OSError as error:
@@ -63,29 +63,36 @@ def folder(kind: str) -> Iterator[Path]:
 def kept(kind: str) -> Path:
     """A new folder that stays until this process ends. Raises EnvironmentFailure where there is no room for it."""
     above = root()
-    with told(above):
+    with told():
         return Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=above))
 
 
 @contextlib.contextmanager
-def told(where: Path, variable: str = "TMPDIR") -> Iterator[None]:
+def told(where: Path | None = None, variable: str | None = None) -> Iterator[None]:
     """Turn an OSError of the block that says that a disk is full into one line that says which, and what to do.
 
-    where: a path on that disk. variable: the environment variable that moves it.
+    where, variable: as for `full`.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        # numpy tells of a short write without a number.
+        if error.errno not in _FULL and not (error.errno is None and "requested and" in str(error)):
             raise
         raise full(where, variable) from error
 
 
-def full(where: Path, variable: str = "TMPDIR") -> EnvironmentFailure:
-    """The error for a full disk: where there is no space, and what to do."""
+def full(where: Path | None = None, variable: str | None = None) -> EnvironmentFailure:
+    """The error for a full disk: where there is no space, and what to do.
+
+    where: a path on that disk, by default the folder for temporary files. variable: what moves it.
+    """
+    if where is None:
+        where, variable = Path(tempfile.gettempdir()), "TMPDIR"
+    other = f", or set {variable} to a folder with more" if variable else ""
     return EnvironmentFailure(
-        f"no space left in {where} ({free_bytes(where) / 1e6:.1f} MB are free): free some, or set {variable} to a "
-        "folder with more; the same command goes on"
+        f"no space left in {where} ({free_bytes(where) / 1e6:.1f} MB are free): free some{other}; "
+        "the same command goes on"
     )
 
 

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import selectors
-import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +12,9 @@ import numpy as np
 
 from quantune import errors
 from quantune.errors import QuantuneError, RunFailed, UsageError
-from quantune.process import children, scratch
+from quantune.process import scratch
+from quantune.process.servant import Lost, Servant
 from quantune.runtime.measure import Effort, Samples
-
-_KILL_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -56,9 +47,10 @@ class Worker:
         self.threads = threads
         self.timeout_s = timeout_s
         self.memory_limit_gib = memory_limit_gib
-        self._child: subprocess.Popen[bytes] | None = None
-        self._job = threading.Lock()  # held by the thread that owns the child and its pipes
-        self._log = tempfile.TemporaryFile(dir=scratch.root())  # noqa: SIM115 - closed by close()
+        arguments = [f"--device={device}", f"--threads={threads}"]
+        if memory_limit_gib is not None:
+            arguments.append(f"--memory-limit-gib={memory_limit_gib}")
+        self._servant = Servant("quantune.runtime.worker", *arguments)
 
     def __enter__(self) -> Self:
         return self
@@ -68,30 +60,22 @@ class Worker:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the child, or None when there is none."""
+        return self._servant.pid
+
     def start(self) -> None:
         """Start the child ahead of its first job, without waiting for it."""
-        with self._job:
-            if self._child is None:
-                self._start()
+        self._servant.start()
 
     def stop(self) -> None:
         """End the child, and at once the job that another thread may have it at; the next job starts another."""
-        while True:
-            # Only a signal: the thread that waits for the child would never hear of a pipe that is closed under it.
-            if (child := self._child) is not None:
-                children.kill(child)
-            # That thread lets go as soon as it sees the end, or has a child that it was just starting killed as well.
-            if self._job.acquire(timeout=_KILL_AGAIN_S):
-                break
-        try:
-            self._end()
-        finally:
-            self._job.release()
+        self._servant.stop()
 
     def close(self) -> None:
         """End the child, and the job it may be at."""
-        self.stop()
-        self._log.close()
+        self._servant.close()
 
     def evaluate(
         self,
@@ -152,73 +136,13 @@ class Worker:
     def request(self, job: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send one job and return its result; the error the child answered is raised here."""
         limit = self.timeout_s if timeout_s is None else timeout_s
-        name = str(job.get("program", "program"))
-        with self._job:
-            try:
-                line = self._exchange(self._child or self._start(), json.dumps(job), limit)
-                answer = _answer(line) if line else {}
-            except BaseException:
-                self._end()  # an interrupted job must not answer the next request
-                raise
-            if line is None:
-                self._end()
-                raise RunFailed(f"{name}: the run took longer than {limit:g} s and was stopped")
-            if not line:
-                raise RunFailed(f"{name}: the run ended with {self._end()}{self._last_words()}")
+        try:
+            answer = self._servant.request(job, timeout_s=limit)
+        except Lost as error:
+            raise RunFailed(f"{job.get('program', 'program')}: {error}") from error
         if "error" in answer:
             raise _error(answer)
         return answer["result"]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        arguments = [f"--device={self.device}", f"--threads={self.threads}"]
-        if self.memory_limit_gib is not None:
-            arguments.append(f"--memory-limit-gib={self.memory_limit_gib}")
-        self._log.seek(0)
-        self._log.truncate()
-        pipe = subprocess.PIPE
-        self._child = children.start_python(
-            "quantune.runtime.worker", *arguments, stdin=pipe, stdout=pipe, stderr=self._log
-        )
-        return self._child
-
-    def _exchange(self, child: subprocess.Popen[bytes], text: str, limit: float) -> bytes | None:
-        """Return the child's answer, None after ``limit`` seconds, nothing when the child ended."""
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(text.encode() + b"\n")
-            child.stdin.flush()
-        answer = b""
-        deadline = time.monotonic() + limit
-        with selectors.DefaultSelector() as selector:
-            selector.register(child.stdout, selectors.EVENT_READ)
-            while not answer.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    return None
-                part = os.read(child.stdout.fileno(), 1 << 16)
-                if not part:
-                    return b""
-                answer += part
-        return answer
-
-    def _end(self) -> str:
-        """End the child and return how it ended; for the thread that holds the job."""
-        child, self._child = self._child, None
-        if child is None:
-            return "no process"
-        for pipe in (child.stdin, child.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(0.2)  # it may be ending: then its own status is the one to tell
-        children.kill(child)
-        return children.ending(child.wait())
-
-    def _last_words(self) -> str:
-        """Return what the child printed last, for the message."""
-        self._log.seek(0)
-        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        return f": {lines[-1][:200]}" if lines else ""
 
 
 def evaluate(
@@ -234,19 +158,6 @@ def evaluate(
     """Run a program on images in a child process of its own; see Worker.evaluate for the options."""
     with Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib) as worker:
         return worker.evaluate(program, images, **options)
-
-
-def _answer(line: bytes) -> dict[str, Any]:
-    """Read what a worker answered. Raises RunFailed when it is not of the protocol."""
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict) or not (
-        {"error", "message"} <= set(answer) or isinstance(answer.get("result"), dict)
-    ):
-        raise RunFailed(f"the worker answered something else than JSON of the expected form: {line[:80]!r}")
-    return answer
 
 
 def _error(answer: Mapping[str, Any]) -> QuantuneError:

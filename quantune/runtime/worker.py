@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from quantune.errors import QuantuneError, RunFailed, UsageError
+from quantune.process import scratch
 from quantune.runtime.measure import Effort, measure, pinned, resident_bytes
 from quantune.runtime.program import Program
 
@@ -68,7 +69,9 @@ def _evaluate(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     results = run_batches(program, chosen)
     seconds = time.perf_counter() - started
-    np.save(job["output"], results)
+    output = Path(job["output"])
+    with scratch.told(output.parent, "TMPDIR"):
+        np.save(output, results)
     timing = None
     if job["effort"]:
         with pinned(device == "local-sync") as processor:

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
-    "quantune.compiler": names("numpy torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
+    "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
     "quantune.device": names("numpy quantune .compiler .runtime"),
     "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .process .space"),
@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
 # Heavy, or not needed by every use of the file: to be imported by the function that needs it.
 INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/model.py": {"torch_mlir"},
-    "quantune/compiler": {"torch_mlir"},
+    "quantune/compiler": {"torch_mlir", "iree"},
     "quantune/cli": {"torch_mlir", "optuna"},
     "quantune/space.py": {"optuna"},
     "quantune/api.py": {"torch", "quantune.frontend", "quantune.zoo"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from quantune.compiler import iree, job
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.errors import CompileFailed, UsageError
+from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
+from quantune.process import scratch
 
 CPU = Target("cpu")
 MODULE = b"""
@@ -22,17 +24,24 @@ func.func @main(%a: tensor<4xf32>) -> tensor<4xf32> {
   return %0 : tensor<4xf32>
 }
 """
-OUTPUT = "import sys; out = sys.argv[sys.argv.index('-o') + 1]\n"
+OUTPUT = "import shutil, sys; out = sys.argv[sys.argv.index('-o') + 1]\n"
+WRITE = "shutil.copyfile(real, out)\n"
+
+
+@pytest.fixture(name="real", scope="module")
+def _real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that the real compiler made."""
+    return iree.compile_module(MODULE, CPU, output_dir=tmp_path_factory.mktemp("real"), explain=False).path
 
 
 @pytest.fixture(name="shim")
-def _shim(tmp_path: Path):
-    """Return a maker of stand-ins for iree-compile; each writes its process id first."""
+def _shim(tmp_path: Path, real: Path):
+    """Return a maker of stand-ins for iree-compile; each writes its process id first and has a ``real`` program."""
 
     def make(body: str) -> Path:
         path = tmp_path / "iree-compile"
         header = f"#!{sys.executable} -S\nimport os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
-        path.write_text(header + OUTPUT + body)
+        path.write_text(f"{header}{OUTPUT}real = {str(real)!r}\n{body}")
         path.chmod(0o755)
         return path
 
@@ -78,7 +87,7 @@ def test_dispatches_are_those_of_the_artifact(tmp_path: Path) -> None:
 def test_a_failure_is_tried_again_with_all_checks(tmp_path: Path, shim) -> None:
     body = "unchecked = '--verify=false' in sys.argv\n"
     body += "if unchecked: print('error: vague'); sys.exit(1)\n"
-    assert _compile(tmp_path, shim(body + "open(out, 'wb').write(b'PK\\x03\\x04')"), explain=False).sha256
+    assert _compile(tmp_path, shim(body + WRITE), explain=False).sha256
     with pytest.raises(CompileFailed, match="error: clear; reproduce") as caught:
         _compile(tmp_path, shim(body + "print('error: clear'); sys.exit(1)"), explain=False)
     script = Path(str(caught.value).rpartition("sh ")[2])
@@ -134,14 +143,30 @@ def test_children_of_a_hanging_compiler_are_stopped_too(tmp_path: Path, shim) ->
     pytest.fail("the child lives on")
 
 
+READ = "data = bytearray(open(real, 'rb').read())\n"
+FLIP = "import zipfile\nwith zipfile.ZipFile(real) as z: parts = z.infolist()\n" + READ
+LIES = [
+    ("open(out, 'wb').write(b'garbage')", r"wrote something that is not a whole \.vmfb"),
+    ("import os; open(out, 'wb').write(b'PK\\x03\\x04' + os.urandom(5000))", r"that is not a whole"),
+    (READ + "open(out, 'wb').write(data[:len(data) // 2])", r"something that is not a whole \.vmfb \("),
+    (
+        FLIP + "data[parts[0].header_offset + 300] ^= 1; open(out, 'wb').write(data)",
+        "a .vmfb of which module.fb is dam",
+    ),
+    (FLIP + "data[parts[1].header_offset + 900] ^= 1; open(out, 'wb').write(data)", r"of which .*\.so is damaged"),
+    ("import zipfile\nwith zipfile.ZipFile(out, 'w') as z: z.writestr('x', 'y')", "something that is not a .vmfb;"),
+    ("import zipfile\nwith zipfile.ZipFile(out, 'w') as z: z.writestr('module.fb', bytes(600))", "cannot be loaded: "),
+]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         (
-            "open(out, 'wb').write(b'PK\\x03\\x04'); print('ERROR: mismatched parenthesis')",
+            WRITE + "print('ERROR: mismatched parenthesis')",
             "printed an error and went on: ERROR",
         ),
-        ("open(out, 'wb').write(b'PK\\x03\\x04'); print('x.mlir:1:2: error: no pass')", "printed an error and went on"),
+        (WRITE + "print('x.mlir:1:2: error: no pass')", "printed an error and went on"),
         ("sys.exit(3)", "failed with exit status 3; reproduce"),
         (
             "print('a remark: b'); print('m.mlir:3:1: error: bad op'); sys.exit(1)",
@@ -150,14 +175,43 @@ def test_children_of_a_hanging_compiler_are_stopped_too(tmp_path: Path, shim) ->
         ("sys.stdout.buffer.write(bytes(range(256)) * 9000); sys.exit(1)", "failed with exit status 1"),
         ("", "wrote no artifact"),
         ("open(out, 'wb')", "wrote no artifact"),
-        ("open(out, 'wb').write(b'garbage')", r"not a \.vmfb"),
+        *LIES,
     ],
-    ids=["ERROR", "error", "silent", "diagnostic", "noise", "nothing", "empty", "garbage"],
+    ids=["ERROR", "error", "silent", "diagnostic", "noise", "nothing", "empty", *(message for _, message in LIES)],
 )
 def test_bad_ends(tmp_path: Path, shim, body: str, message: str) -> None:
     with pytest.raises(CompileFailed, match=message):
         _compile(tmp_path, shim(body), cache=ArtifactCache(tmp_path / "cache"))
     assert not list((tmp_path / "cache/objects").rglob("*.vmfb"))
+
+
+@pytest.mark.parametrize(("lie", "message"), LIES)
+def test_a_compiler_that_lies_once_does_not_poison_the_cache(
+    tmp_path: Path, shim, real: Path, caplog: pytest.LogCaptureFixture, lie: str, message: str
+) -> None:
+    cache = ArtifactCache(tmp_path / "cache")
+    once = f"import os\nif not os.path.exists('../lied'):\n  open('../lied', 'w')\n  exec({lie!r})\nelse: {WRITE}"
+    made = _compile(tmp_path, shim(once.replace("../lied", str(tmp_path / "lied"))), cache=cache, explain=False)
+    assert made.path.read_bytes() == real.read_bytes()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert re.search(message.rstrip(";"), told[0])
+    assert re.search(r"set aside in .*failures.*; compiled once more, and that is whole", told[0])
+    aside = list((tmp_path / "failures").glob("*/module.vmfb"))
+    assert len(aside) == 1
+    assert aside[0].read_bytes() != real.read_bytes()
+    again = _compile(tmp_path, Path("/nonexistent"), cache=cache, explain=False)
+    assert (again.cached, again.sha256) == (True, made.sha256)
+
+
+def test_half_a_text_of_dispatches_is_not_believed(tmp_path: Path, shim) -> None:
+    told = _compile(tmp_path).dispatches
+    assert job._WHOLE_TEXT.search(told)
+    (tmp_path / "half").write_text(told[: told.index("\n", len(told) // 2)])
+    body = f"shutil.copyfile({str(tmp_path / 'half')!r} if '--compile-to=flow' in sys.argv else real, out)"
+    with pytest.raises(CompileFailed, match="formed no dispatches"):
+        _compile(tmp_path, shim(body), cache=ArtifactCache(tmp_path / "cache"))
+    assert not list((tmp_path / "cache/objects").rglob("*.gz"))
 
 
 def test_memory_limit(tmp_path: Path, shim) -> None:
@@ -182,8 +236,26 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CompileFailed, match="No space left"):
+    with pytest.raises(EnvironmentFailure, match=r"no space left in .*/out \(.* MB are free\): free some; the same"):
         _compile(tmp_path)
+    with pytest.raises(EnvironmentFailure, match=r"no space left in .*/cache .*set XDG_CACHE_HOME"):
+        _compile(tmp_path, cache=ArtifactCache(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_no_space_for_the_compiler(tmp_path: Path, shim, status: int) -> None:
+    """iree-compile tells so, with half a file and either status."""
+    body = READ + "open(out, 'wb').write(data[:900]); print('m: error: out: No space left on device')\n"
+    with pytest.raises(EnvironmentFailure, match=r"no space left in .*set TMPDIR to a folder with more; the same"):
+        _compile(tmp_path, shim(body + f"sys.exit({status})"), explain=False)
+    assert not (tmp_path / "failures").exists()
+
+
+def test_no_space_left_behind_is_noticed(tmp_path: Path, shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that says nothing of it."""
+    monkeypatch.setattr(scratch, "free_bytes", lambda where: 4096)
+    with pytest.raises(EnvironmentFailure, match=r"no space left in .* \(0\.0 MB are free\)"):
+        _compile(tmp_path, shim(READ + "open(out, 'wb').write(data[:900])"), explain=False)
 
 
 def test_only_the_newest_failures_are_kept(tmp_path: Path, shim, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,10 +285,7 @@ def test_bad_timeout(tmp_path: Path) -> None:
 
 def test_compilations_are_held_while_time_is_measured(tmp_path: Path, shim) -> None:
     log = tmp_path / "ticks"
-    ticking = shim(
-        f"import time\nfor _ in range(200): open({str(log)!r}, 'a').write('.'); time.sleep(0.02)\n"
-        "open(out, 'wb').write(b'PK\\x03\\x04')"
-    )
+    ticking = shim(f"import time\nfor _ in range(200): open({str(log)!r}, 'a').write('.'); time.sleep(0.02)\n" + WRITE)
     with ThreadPoolExecutor(1) as pool:
         compiled = pool.submit(_compile, tmp_path, ticking, explain=False)
         while not log.exists() or not log.stat().st_size:

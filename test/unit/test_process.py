@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quantune.errors import EnvironmentFailure
 from quantune.process import children, owner, scratch, watcher
 
-GENEROUS_S = 60.0
+GENEROUS_S = 600.0
 
 # An owner with a child and a grandchild, one of them stopped; prints their process numbers and its folder.
 OWNER = """
@@ -173,9 +174,16 @@ def test_no_folder_for_temporary_files(temporary: Path, monkeypatch: pytest.Monk
 def test_a_full_disk_is_told(temporary: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     line = rf"no space left in {temporary} \([\d.]+ MB are free\): .*set TMPDIR"
-    with pytest.raises(EnvironmentFailure, match=line), scratch.told(temporary):
+    with pytest.raises(EnvironmentFailure, match=line), scratch.told():
         raise full
-    with pytest.raises(PermissionError), scratch.told(temporary):
+    line = r"no space left in /dev .*: free some; the same"
+    with (
+        Path("/dev/full").open("wb", buffering=0) as file,
+        pytest.raises(EnvironmentFailure, match=line),
+        scratch.told(Path("/dev")),
+    ):
+        np.save(file, np.zeros(100_000))
+    with pytest.raises(PermissionError), scratch.told():
         raise PermissionError(errno.EACCES, "no")
 
 

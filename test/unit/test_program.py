@@ -231,7 +231,7 @@ def test_worker_serves_many_jobs(
         assert part.timing is not None
         assert len(part.timing.medians) == 2
         assert 0 < part.timing.minimum <= part.timing.quartiles[1]
-        pid = worker._child.pid if worker._child else 0
+        pid = worker.pid
         for bad, message in (
             ("bad.npy", "not an .npy file"),
             ("small.npy", r"small\.npy: float32\[3, 1, 2, 1\]; the program takes float32\[2,1,2,2\]"),
@@ -243,12 +243,20 @@ def test_worker_serves_many_jobs(
             worker.evaluate(compiled.path, images, first=5)
         with pytest.raises(RunFailed, match="needs its parameters"):
             worker.evaluate(with_parameter, images)
-        assert worker._child is not None
-        assert worker._child.pid == pid  # bad jobs do not cost the process
+        assert worker.pid == pid  # bad jobs do not cost the process
+        assert pid is not None
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(RunFailed, match="ended with SIGKILL"):
             worker.evaluate(compiled.path, images)
         assert np.allclose(worker.evaluate(compiled.path, images).logits, whole, rtol=1e-5)
+
+
+def test_no_space_for_results(compiled: iree.CompiledModule, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    job = {"job": "evaluate", "program": str(compiled.path), "parameters": None, "images": str(images), "first": 0,
+           "count": 5, "effort": None, "output": str(tmp_path / "full.npy")}  # fmt: skip
+    with Worker() as worker, pytest.raises(EnvironmentFailure, match=r"no space left in .*set TMPDIR to a folder"):
+        worker.request(job)
 
 
 def test_a_long_run_is_stopped(compiled: iree.CompiledModule, images: Path) -> None:
@@ -313,12 +321,11 @@ module {
     np.savez(tmp_path / "w.npz", w=np.ones((2, 2), np.float32))
     with Worker() as worker:
         worker.start()
-        pid = worker._child.pid if worker._child else 0
+        pid = worker.pid
         samples = worker.time([(compiled.path, None), (program, tmp_path / "w.npz")], images, effort)
         assert len(samples) == 2
         assert all(len(sample.medians) == 2 and sample.minimum > 0 for sample in samples)
-        assert worker._child is not None
-        assert worker._child.pid == pid
+        assert worker.pid == pid
         with pytest.raises(RunFailed, match="needs its parameters"):
             worker.time([(program, None)], images, effort)
         worker.stop()
