@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantune.api import Result, compile, quantize
+    from quantune.api import compile, quantize
     from quantune.config import QuantConfig
+    from quantune.outcome import Result
     from quantune.rebuilding import rebuild
     from quantune.runtime.artifact import Artifact, load
     from quantune.runtime.benchmark import benchmark
@@ -22,7 +23,7 @@ __all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "com
 _HOMES = {
     "Artifact": "quantune.runtime.artifact",
     "QuantConfig": "quantune.config",
-    "Result": "quantune.api",
+    "Result": "quantune.outcome",
     "benchmark": "quantune.runtime.benchmark",
     "compile": "quantune.api",
     "load": "quantune.runtime.artifact",

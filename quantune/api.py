@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantune.allocator import BitsWanted
 from quantune.builder import Builder, output_folder
-from quantune.compiler.cache import ArtifactCache, content_key, write_atomically
+from quantune.compiler.cache import ArtifactCache, content_key
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
 from quantune.config import QuantConfig
@@ -22,13 +21,13 @@ from quantune.evaluator import Evaluator
 from quantune.files import SUFFIXES, import_file
 from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
+from quantune.notices import Notices
+from quantune.outcome import Result, finish
 from quantune.proxies import Proxies
-from quantune.reporting import describe, measured, write_reports
 from quantune.request import ModelOptions, Origin
 from quantune.runtime.artifact import Artifact
 from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
-from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
@@ -56,27 +55,6 @@ class Progress:
     on_event: Callable[[TuningEvent], None] = lambda event: None
     on_training: Callable[[float, str], None] = lambda done, text: None
     on_screening: Callable[[int, int], None] = lambda done, total: None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a search found.
-
-    artifact: the answer, also at ``path``; None when nothing could be measured. feasible: whether a quantized artifact
-    keeps the accuracy bound; when none does, the artifact is the closest. tuning: every trial. report: what report.json
-    holds.
-    """
-
-    artifact: Artifact | None
-    path: Path | None
-    feasible: bool
-    tuning: TuningResult
-    report: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def best(self) -> TuningTrial | None:
-        """The trial behind the artifact."""
-        return chosen(self.tuning)
 
 
 def compile(
@@ -125,16 +103,18 @@ def compile(
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = output_folder(out)
     device = parse(target) if isinstance(target, str) else target
-    calib_split, eval_split = search_images(calib, eval)
-    cache = cache or ArtifactCache()
-    progress.on_stage("importing the model")
-    imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
+    notices = Notices()
+    with notices.listening():
+        calib_split, eval_split = search_images(calib, eval)
+        cache = cache or ArtifactCache()
+        progress.on_stage("importing the model")
+        imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
     debugging = debugging or Debugging(reproducer_dir=folder / "failures")
     builder = Builder(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration,
         origin=Origin.of(model, calib, eval, options),
     )  # fmt: skip
-    with Evaluator(builder, eval_split, threads=threads) as evaluator:
+    with notices.listening(), Evaluator(builder, eval_split, threads=threads) as evaluator:
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         _ = evaluator.images
@@ -175,7 +155,7 @@ def compile(
             identity=builder.identity,
             storage=storage,
         )
-        return _finish(tuning, builder, evaluator, folder, progress)
+        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage)
 
 
 def quantize(
@@ -266,9 +246,10 @@ def import_any(
     if isinstance(model, str):
         request = models.ModelRequest(model, options.weights, options.shape, options.batch, options.classes)
         key = models.request_key(request, weights_of)
-        known = cache.get_bytes(content_key(key), ".mlirbc") if key else None
+        name = model.partition(":")[2]
+        known = cache.read(content_key(key), ".mlirbc", lambda data: read_model(data, name)) if key else None
         if known is not None:
-            return read_model(known, model.partition(":")[2])
+            return known
         imported = models.load_model(request, weights_of)
         if key:
             cache.put(content_key(key), imported.bytecode, ".mlirbc")
@@ -288,32 +269,6 @@ def import_any(
     if options.shape is None:
         raise UsageError("a torch module needs the image shape: options=ModelOptions(shape=(3, 224, 224))")
     return importer.import_module(model, torch.zeros(options.batch, *options.shape), type(model).__name__)
-
-
-def chosen(tuning: TuningResult) -> TuningTrial | None:
-    """The trial whose artifact is handed out: the answer, or the best effort when nothing keeps the bound."""
-    best = tuning.best
-    if best is None or (best.config.is_float and not tuning.feasible and tuning.best_quantized is not None):
-        return tuning.best_quantized or best
-    return best
-
-
-def _finish(
-    tuning: TuningResult,
-    builder: Builder,
-    evaluator: Evaluator,
-    folder: Path,
-    progress: Progress,
-) -> Result:
-    trial, artifact, path = chosen(tuning), None, None
-    if trial is not None:
-        progress.on_stage("writing and verifying the artifact")
-        artifact = builder.artifact(trial.config, measured(evaluator, trial))
-        path = artifact.save(folder / "best.vmfb")
-        recipe = describe(builder, evaluator, trial, artifact, evaluator.verify(path))
-        write_atomically(folder / "best.json", json.dumps(recipe, indent=2, ensure_ascii=False).encode())
-    report = write_reports(folder, tuning, builder, evaluator, trial, artifact)
-    return Result(artifact, path, tuning.feasible, tuning, report)
 
 
 def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, str]:

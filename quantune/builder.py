@@ -142,9 +142,9 @@ class Builder:
         sampling = (limits, self._sizes, tensors)
         compiler = importlib.metadata.version("iree-base-compiler")
         key = content_key(self.model.bytecode, images.fingerprint, repr(sampling), compiler)
-        known = self.cache.get_bytes(key, ".npz")
+        known = self.cache.read(key, ".npz", Statistics.from_bytes)
         if known is not None:
-            return Statistics.from_bytes(known)
+            return known
         total, run = len(images), self._instrumented(tensors)
         shown = batches(images, self.model.input_shape[0])
         statistics = calibration.collect(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from quantune.builder import Builder, Built
 from quantune.compiler.cache import content_key, trim
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
-from quantune.data.splits import Materialized, Split, batches, materialize
+from quantune.data.materialized import Materialized, materialize, take_up
+from quantune.data.splits import Split, batches
 from quantune.errors import RunFailed, UsageError
 from quantune.process import scratch
 from quantune.runtime.devices import open_device
@@ -105,27 +105,31 @@ class Evaluator:
     @property
     def images(self) -> Path:
         """The evaluation images as a file that workers map, in the order of evaluation; written at the first use."""
+        return self._taken_up.images
+
+    @property
+    def _taken_up(self) -> Materialized:
         if self._images is None:
-            folder = self.builder.cache.root / "images"
-            folder.mkdir(parents=True, exist_ok=True)
-            name = content_key(self.split.fingerprint, "shuffled")[:32]
-            path = folder / f"{name}.npy"
-            labels = path.with_suffix(".labels.npy")
-            if path.is_file() and labels.is_file():
-                os.utime(path)
-                os.utime(labels)
-                self._images = Materialized(path, labels, len(self.split))
-            else:
-                order = hashed_order(len(self.split))
-                shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
-                self._images = materialize(shuffled, path, self._classes)
-            trim(folder, IMAGES_LIMIT_BYTES, newest=name)
-            self._labels = np.load(self._images.labels)
-            if self._labels.max(initial=0) >= self._classes:  # the file may be of a model with more classes
-                raise UsageError(
-                    f"the evaluation labels reach {self._labels.max()}, but the model has {self._classes} outputs"
-                )
-        return self._images.images
+            self._images = self._take_up()
+            self._labels = self._images.labels
+        return self._images
+
+    def _take_up(self) -> Materialized:
+        folder = self.builder.cache.root / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        key = content_key(self.split.fingerprint, "in a random order, with a digest")[:32]
+        made = take_up(folder, key)
+        if made is None:
+            order = hashed_order(len(self.split))
+            shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
+            made = materialize(shuffled, folder, key, self._classes)
+        trim(folder, IMAGES_LIMIT_BYTES, newest=key)
+        highest, name = int(made.labels.max()), self.split.source.name
+        if highest >= self._classes:  # the file may be of a model with more classes
+            raise UsageError(f"the evaluation labels reach {highest}, but the model has {self._classes} outputs")
+        if int(made.labels.min()) == highest:
+            logger.warning("%s: all %d evaluation images have the label %d", name, len(made.labels), highest)
+        return made
 
     def set_floor(self, floor: Floor | None) -> None:
         """Let the next trials stop once they surely end below ``floor``; None measures them in full."""
@@ -177,10 +181,10 @@ class Evaluator:
     def _answers(self, built: Built, numbers: Path | None) -> tuple[NDArray[np.bool_], float]:
         """Which images are answered right, of the first ones until the floor stops it, and the seconds that took."""
         total = len(self._labels)
-        key = content_key("answers", built.key, self.images.stem)
-        known = self.builder.cache.get_bytes(key, ".correct")
+        key = content_key("answers", built.key, self._taken_up.digest)
+        known = self.builder.cache.read(key, ".correct", lambda data: unpack_correct(data.decode(), total))
         if known is not None:
-            return unpack_correct(known.decode(), total), 0.0
+            return known, 0.0
         start, right = time.monotonic(), np.zeros(0, bool)
         for end in (*(looks(total) if self._floor is not None else ()), total):
             logits = self._runner.run(built.program.path, numbers, self.images, len(right), end)
@@ -192,15 +196,23 @@ class Evaluator:
 
     def retime(self, configs: list[QuantConfig]) -> dict[QuantConfig, float]:
         """Latencies in ms, measured side by side; configurations of one program share one measurement."""
-        for config in configs:
-            if config not in self._programs:
-                built = self.builder.build(config)
-                self._programs[config] = built.program.sha256
-                self._keep(built)
-                self.builder.forget(config)
-        chosen = list(dict.fromkeys(self._programs[config] for config in configs))
+        chosen = list(dict.fromkeys(map(self._program, configs)))
         latency = dict(zip(chosen, self._time([self._files[sha] for sha in chosen], FINAL), strict=True))
-        return {config: latency[self._programs[config]] for config in configs}
+        return {config: latency[self._program(config)] for config in configs}
+
+    def _program(self, config: QuantConfig) -> str:
+        """The sha256 of a configuration's program, whose files are at hand from then on."""
+        if config not in self._programs or self._programs[config] not in self._files:
+            built = self.builder.build(config)
+            self._programs[config] = built.program.sha256
+            self._keep(built)
+            self.builder.forget(config)
+        return self._programs[config]
+
+    def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, float]:
+        """Latencies in ms of a configuration's program, as trials measure it, and of a file with its numbers inside."""
+        of_trial, of_file = self._time([self._files[self._program(config)], (path, None)], QUICK)
+        return of_trial, of_file
 
     def verify(self, path: Path) -> float:
         """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,12 @@ def describe(
     trial: TuningTrial,
     artifact: Artifact,
     verified: float,
+    latency: float | None = None,
 ) -> dict[str, Any]:
-    """The recipe of an artifact: everything needed to make it again, and what it measured."""
+    """The recipe of an artifact: everything needed to make it again, and what it measured.
+
+    verified: the accuracy of the file, which is another program than the trial's. latency: of the file, in ms.
+    """
     assert trial.score is not None
     provenance = artifact.provenance
     assert provenance is not None
@@ -55,8 +60,10 @@ def describe(
         "accuracy": trial.score.accuracy,
         "accuracy_of_the_file": verified,
         "latency_ms": trial.score.latency_ms,
+        "latency_of_the_file_ms": latency,
         "threads": evaluator.threads,
         "rebuild": rebuild_command(builder, trial),
+        "rebuild_exactly": _how_to_rebuild(builder),
     }
 
 
@@ -109,15 +116,21 @@ def write_reports(
     evaluator: Evaluator,
     trial: TuningTrial | None,
     artifact: Artifact | None,
+    warnings: Sequence[str] = (),
+    *,
+    rejected: str | None = None,
 ) -> dict[str, Any]:
-    """Write report.json and report.html; returns the record with its verdict."""
+    """Write report.json and report.html; returns the record with its verdict.
+
+    rejected: why the file of the best trial is not handed out.
+    """
     plan = None if trial is None else builder.plan(trial.config)
     layers = [] if artifact is None else layer_table(builder.model.network, artifact, plan)
     command = "" if trial is None else rebuild_command(builder, trial)
     report = build_report(
         tuning, model=builder.model.name, target=str(builder.target), default=QuantConfig(), layers=layers,
         environment=environment(builder, evaluator), rebuild=[command] if command else [],
-        notes=[*_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)],
+        notes=[*_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)], warnings=warnings, rejected=rejected,
     )  # fmt: skip
     write_report(report, folder)
     return {**report.model_dump(mode="json"), "verdict": verdict(report)}
@@ -126,6 +139,14 @@ def write_reports(
 def rebuild_command(builder: Builder, trial: TuningTrial) -> str:
     """The command line that makes a trial's artifact again; empty where model or images were Python objects."""
     return shlex.join(builder.origin.command(trial.config, str(builder.target)))
+
+
+def _how_to_rebuild(builder: Builder) -> str:
+    """How the whole file is made again, byte for byte."""
+    if not builder.origin.objects:
+        return "quantune-compile --like best.vmfb -o again.vmfb"
+    given = ", ".join(f"{name}=..." for name in builder.origin.objects)
+    return f"quantune.rebuild('best.vmfb', {given}) in Python, which checks the fingerprints of what it is given"
 
 
 def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:

@@ -79,9 +79,9 @@ class Screening:
         builder, cache = self._builder, self._builder.cache
         told = (builder.model.fingerprint, str(builder.target), self._images.fingerprint, repr(versions()))
         key = content_key("divergence", builder.identity(config), *told)
-        known = cache.get_bytes(key, ".txt")
+        known = cache.read(key, ".txt", _finite)
         if known is not None:
-            return float(known)
+            return known
         builder.prepare(ahead)  # its numbers are made while this one runs
         found = divergence(self._reference, self._evaluator.answers(config, self._images))
         cache.put(key, repr(found).encode(), ".txt")
@@ -112,6 +112,13 @@ def divergence(reference: NDArray[np.floating], outputs: NDArray[np.floating]) -
     """The mean divergence in nats of ``outputs`` from ``reference``, both [n, classes] before the softmax."""
     p, q = (log_softmax(values.astype(np.float64), axis=1) for values in (reference, outputs))
     return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _finite(data: bytes) -> float:
+    value = float(data)
+    if not math.isfinite(value):
+        raise ValueError(f"a divergence of {value}")
+    return value
 
 
 def _decibel(found: float) -> float:

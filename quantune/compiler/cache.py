@@ -12,16 +12,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from quantune.errors import EnvironmentFailure, UsageError
+from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 2 << 30
 _STALE_SECONDS = 24 * 3600.0
 _QUARANTINE_KEPT = 16
+
+T = TypeVar("T")
 
 
 def default_root() -> Path:
@@ -104,6 +107,18 @@ class ArtifactCache:
                 self._set_aside(path)
         return None
 
+    def read(self, key: str, kind: str, parse: Callable[[bytes], T]) -> T | None:
+        """Return what ``parse`` makes of an entry's bytes, or None. What it refuses (ValueError) is moved aside."""
+        data = self.get_bytes(key, kind)
+        if data is None:
+            return None
+        try:
+            return parse(data)
+        except (ValueError, QuantuneError) as error:
+            for path in self._candidates(key, kind):
+                self._set_aside(path, " ".join(str(error).split())[:200])
+            return None
+
     def put(self, key: str, data: bytes, kind: str = "") -> Path:
         """Store an entry and return its file; older entries may be evicted. A full disk raises OSError."""
         _check_name(key, kind)
@@ -145,9 +160,9 @@ class ArtifactCache:
         for path in kept[:-_QUARANTINE_KEPT]:
             path.unlink(missing_ok=True)
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, path: Path, why: str = "its sha256 differs") -> None:
         target = self._quarantine / f"{time.time_ns()}.{path.name}"
-        logger.warning("cache entry %s is damaged (its sha256 differs); moved to %s", path.name, target)
+        logger.warning("cache entry %s is damaged (%s); moved to %s", path.name, why, target)
         with contextlib.suppress(FileNotFoundError):
             path.replace(target)
 

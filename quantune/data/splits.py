@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantune.data.base import Image, ImageSource, checked_image, hashed_order, pixel_digest, whole_label
 from quantune.data.sources import Reference
-from quantune.errors import EnvironmentFailure, UsageError
+from quantune.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +51,6 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 of the images and labels, in their order."""
         return self.source.fingerprint(self.indices)
-
-
-@dataclass(frozen=True)
-class Materialized:
-    """A split on disk: ``images`` f32[n, c, h, w] and ``labels`` i64[n] in .npy files."""
-
-    images: Path
-    labels: Path
-    count: int
 
 
 def open_splits(
@@ -114,7 +102,7 @@ def check_disjoint(calibration: Split, evaluation: Split) -> None:
 
 def labels_of(split: Split, classes: int | None = None) -> NDArray[np.int64]:
     """The labels, i64[n]. Raises UsageError naming the first image whose label is not in [0, classes)."""
-    return np.array([_checked_label(split, i, split.source.label(i), classes) for i in split.indices], np.int64)
+    return np.array([checked_label(split, i, split.source.label(i), classes) for i in split.indices], np.int64)
 
 
 def batches(split: Split, batch_size: int) -> Iterator[Image]:
@@ -122,43 +110,7 @@ def batches(split: Split, batch_size: int) -> Iterator[Image]:
     if batch_size < 1:
         raise ValueError(f"batch size {batch_size}: expected 1 or more")
     for start in range(0, len(split), batch_size):
-        yield np.stack([_labelled(split, i)[0] for i in split.indices[start : start + batch_size]])
-
-
-def materialize(split: Split, path: Path, classes: int | None = None) -> Materialized:
-    """Write the images to ``path`` (.npy) and the labels beside it (.labels.npy), each complete or not at all.
-
-    ``classes``: the model's number of outputs, if known; labels must be below. Raises UsageError for an image or label
-    that cannot be used, EnvironmentFailure when the disk is full.
-    """
-    shape = (len(split), *split.source.shape)
-    needed = 4 * math.prod(shape)
-    labels = np.empty(len(split), np.int64)
-    labels_path = path.with_suffix(".labels.npy")
-    partial = path.with_name(path.name + ".partial")
-    partial_labels = labels_path.with_name(labels_path.name + ".partial")
-    try:
-        free = shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise EnvironmentFailure(f"{path.parent}: {len(split)} images need {needed} bytes, {free} are free")
-        # Written as a stream: a full disk is then an error, where a memory map would end the process.
-        with partial.open("wb") as stream:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for position, index in enumerate(split.indices):
-                image, label = _labelled(split, index)
-                labels[position] = _checked_label(split, index, label, classes)
-                stream.write(np.ascontiguousarray(image, "<f4").tobytes())
-        with partial_labels.open("wb") as stream:
-            np.save(stream, labels)
-        partial_labels.replace(labels_path)
-        partial.replace(path)
-    except OSError as error:
-        raise EnvironmentFailure(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_labels.unlink(missing_ok=True)
-    return Materialized(path, labels_path, len(split))
+        yield np.stack([labelled(split, i)[0] for i in split.indices[start : start + batch_size]])
 
 
 def _divide(
@@ -224,13 +176,14 @@ def _tell_copies(name: str, role: str, count: int, different: int) -> None:
         logger.warning("%s: %d of %d %s images are copies of others", name, count - different, count, role)
 
 
-def _labelled(split: Split, index: int) -> tuple[Image, int]:
+def labelled(split: Split, index: int) -> tuple[Image, int]:
     """An image, checked, and its label; a user's own source may give anything."""
     image, label = split.source[index]
     return checked_image(image, split.source.describe(index), split.source.shape), label
 
 
-def _checked_label(split: Split, index: int, value: object, classes: int | None) -> int:
+def checked_label(split: Split, index: int, value: object, classes: int | None) -> int:
+    """A label as a number in [0, classes), or UsageError naming the image."""
     label = whole_label(value, split.source.describe(index))
     known = [number for number in (classes, split.source.classes) if number is not None]
     if label < 0 or (known and label >= min(known)):

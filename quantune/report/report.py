@@ -27,11 +27,14 @@ def build_report(
     environment: Mapping[str, str] | None = None,
     rebuild: Sequence[str] = (),
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    rejected: str | None = None,
 ) -> Report:
     """The record of a search.
 
     default: the configuration a user would get without searching. layers: rows with name, kind, executed and optionally
-    macs, sqnr_db, why. rebuild: commands that make the artifact again. A latency interval is taken from the score's
+    macs, sqnr_db, why. rebuild: commands that make the artifact again. warnings: what is odd. rejected: why the best
+    trial's file is not handed out. A latency interval is taken from the score's
     details (``latency_interval_ms``: two numbers) where present.
     """
     baseline = result.baseline.score if result.baseline else None
@@ -50,14 +53,16 @@ def build_report(
         trials=list(rows.values()),
         f32=row(result.baseline),
         default=row(next((t for t in result.trials if t.config == default), None)),
-        best=row(result.best),
-        best_quantized=row(result.best_quantized),
-        feasible=result.feasible,
+        best=None if rejected else row(result.best),
+        best_quantized=None if rejected else row(result.best_quantized),
+        feasible=result.feasible and not rejected,
         pareto=[str(t.config) for t in result.pareto],
         layers=[LayerRow.model_validate(dict(layer)) for layer in layers],
         environment=dict(environment or {}),
         rebuild=list(rebuild),
         notes=list(notes),
+        warnings=list(warnings),
+        rejected=rejected,
         stopped=result.stopped,
         interrupted=result.interrupted,
         elapsed_s=result.elapsed_s,
@@ -102,6 +107,8 @@ def _measurement(score: Score, baseline: Score | None) -> Measurement:
 def verdict(report: Report) -> str:
     """The one sentence that matters, without markup."""
     best, f32 = report.best, report.f32
+    if report.rejected is not None:
+        return f"There is no answer: {report.rejected}."
     if best is None or best.measurement is None:
         return "Nothing was measured, so there is no answer yet."
     if f32 is None or f32.measurement is None:

@@ -70,7 +70,10 @@ class Goal(_Part):
 
 
 class Report(_Part):
-    """Everything the page shows. trials hold search trials and baselines; the other rows repeat entries of it."""
+    """Everything the page shows. trials hold search trials and baselines; the other rows repeat entries of it.
+
+    rejected: why the file of the best trial is not handed out; then no row is called the best.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
@@ -87,6 +90,8 @@ class Report(_Part):
     environment: dict[str, str] = {}
     rebuild: list[str] = []
     notes: list[str] = []
+    warnings: list[str] = []
+    rejected: str | None = None
     stopped: str = ""
     interrupted: bool = False
     elapsed_s: float = 0.0

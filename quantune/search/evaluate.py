@@ -163,7 +163,10 @@ def unpack_correct(text: str, images: int) -> np.ndarray:
     data = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(data) != (images + 7) // 8:
         raise ValueError(f"{len(data)} bytes do not hold one bit for each of {images} images")
-    return np.unpackbits(data, count=images).astype(bool)
+    bits = np.unpackbits(data)
+    if bits[images:].any():
+        raise ValueError(f"bits are set beyond the last of {images} images")
+    return bits[:images].astype(bool)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from quantune.compiler.cache import write_atomically
 from quantune.errors import EnvironmentFailure
 from quantune.zoo.imbalance import imbalance
 from quantune.zoo.recipes import SIZES, Recipe
@@ -37,16 +39,44 @@ def weights(recipe: Recipe, folder: Path, report: Report = lambda done, text: No
     A training that was stopped goes on after its last whole epoch. Two processes do not train the same network: the
     second waits. Raises EnvironmentFailure where ``folder`` cannot be written.
     """
-    path = shipped(recipe) or trained(recipe, folder)
-    if path.is_file():
+    path = shipped(recipe)
+    if path is not None:
+        return path
+    path = trained(recipe, folder)
+    if path.is_file() and _told(path) == _sha256(path):
         return path
     with _locked(path.with_suffix(".lock")):
+        if path.is_file() and _told(path) is None:  # of an earlier version, or of a process that was killed right then
+            _tell(path)
+        elif path.is_file() and _told(path) != _sha256(path):
+            aside = path.with_name(f"{path.name}.damaged")
+            logger.warning("%s is damaged (its sha256 is not the one beside it); kept as %s", path, aside.name)
+            path.replace(aside)
         if not path.is_file():
             text = f"training builtin:{recipe.name}, once (about {recipe.minutes} minutes on two CPU cores)"
             logger.warning("%s; its weights will be %s", text, path)
             report(0.0, text)
             train(recipe, path, report)
+            _tell(path)
     return path
+
+
+def _told(path: Path) -> str | None:
+    """The digest in the file beside ``path``, None where there is none."""
+    try:
+        return path.with_suffix(".sha256").read_text(encoding="ascii", errors="replace")[:64]
+    except FileNotFoundError:
+        return None
+
+
+def _tell(path: Path) -> None:
+    """Write the digest of a file beside it, as ``sha256sum --check`` reads it."""
+    write_atomically(path.with_suffix(".sha256"), f"{_sha256(path)}  {path.name}\n".encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def network(recipe: Recipe, path: Path, *, plain: bool = False) -> nn.Module:

@@ -7,6 +7,9 @@ next one; the weights appear whole, at the end.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,14 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
 
+from quantune.compiler.cache import write_atomically
 from quantune.zoo.pools import EVALUATION_IMAGES, Pool, augmented, pool
 from quantune.zoo.recipes import RECIPES, Recipe
+
+logger = logging.getLogger(__name__)
+
+_DIGEST = hashlib.sha256().digest_size
+"""A checkpoint begins with the digest of what follows."""
 
 Report = Callable[[float, str], None]
 """Hears the part of the work that is done, from 0 to 1, and where the training is."""
@@ -94,15 +103,19 @@ class _Run:
     def save(self, path: Path, epochs: int) -> None:
         """Replace the checkpoint at ``path``, whole or not at all."""
         random = {"images": self.generator.get_state(), "layers": torch.get_rng_state()}
-        temporary = path.with_suffix(".partial")
-        torch.save({**self._state(), "random": random, "epochs": epochs, "recipe": self.recipe.key}, temporary)
-        temporary.replace(path)
+        buffer = io.BytesIO()
+        torch.save({**self._state(), "random": random, "epochs": epochs, "recipe": self.recipe.key}, buffer)
+        write_atomically(path, hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
 
     def restore(self, path: Path) -> int:
-        """Go on from a checkpoint of the same recipe; returns the epochs done, 0 without one."""
+        """Go on from a checkpoint of the same recipe; returns the epochs done, 0 without a whole one."""
         if not path.is_file():
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        if hashlib.sha256(memoryview(data)[_DIGEST:]).digest() != data[:_DIGEST]:
+            logger.warning("%s is damaged (its content does not fit its digest); the training begins anew", path)
+            return 0
+        state = torch.load(io.BytesIO(data[_DIGEST:]), map_location="cpu", weights_only=True)
         if state["recipe"] != self.recipe.key:
             return 0
         self.model.load_state_dict(state["model"])

@@ -60,6 +60,19 @@ def test_damaged_entry_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytes
     assert cache.get_bytes(KEY, ".vmfb") == b"data"
 
 
+def test_what_cannot_be_parsed_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = ArtifactCache(tmp_path)
+    assert cache.read(KEY, ".txt", float) is None
+    cache.put(KEY, b"1.5", ".txt")
+    assert cache.read(KEY, ".txt", float) == 1.5
+    cache.put(KEY, b"1.5", ".number")
+    assert cache.read(KEY, ".number", lambda data: int(data)) is None
+    assert "is damaged (invalid literal for int()" in caplog.text
+    assert cache.get(KEY, ".number") is None
+    assert cache.get(KEY, ".txt") is not None
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
 def test_least_recently_used_goes_first(tmp_path: Path) -> None:
     cache = ArtifactCache(tmp_path, limit_bytes=250)
     keys = [content_key(str(i)) for i in range(3)]

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quantune import evaluator as evaluator_module
 from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.provenance import Measured, split
@@ -196,6 +197,59 @@ def test_answers_are_found_again_by_another_session(evaluator: Evaluator, monkey
         again = later(INT8)
     assert (again.accuracy, again.images, again.size_bytes) == (score.accuracy, score.images, score.size_bytes)
     assert again.details["correct"] == score.details["correct"]
+
+
+def _reversed(path: Path) -> bytes:
+    """The file with its images (or labels) in the opposite order: no reader can tell but by a digest."""
+    values = np.load(path)[::-1].copy()
+    np.save(path, values)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["*.npy", "*.labels.npy"])
+def test_reversed_images_in_the_cache_change_no_accuracy(
+    evaluator: Evaluator, tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither are they used, nor is what was counted on others taken for an answer on these."""
+    cache = ArtifactCache(tmp_path)
+    builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3, 1000))
+    with Evaluator(builder, _split(20, 2)) as first:
+        _ = first.images  # written, and nothing was measured on them
+    damaged = _reversed(sorted((tmp_path / "images").glob(part))[-1])
+    with Evaluator(builder, _split(20, 2)) as second:
+        score = second(INT8)
+        assert second.images.read_bytes() != damaged
+    assert "is damaged (its content does not fit its digest)" in caplog.text
+    assert score.details["correct"] == evaluator(INT8).details["correct"]
+    with Evaluator(builder, _split(20, 2)) as third:
+        assert third(INT8).details["correct"] == score.details["correct"]
+
+
+@pytest.mark.parametrize("entry", [b"", b"AAAA", b"not base64", b"\xff", b"AAD/"])
+def test_answers_that_cannot_be_of_these_images_are_counted_again(
+    evaluator: Evaluator, tmp_path: Path, entry: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = evaluator(INT8).details["correct"]
+    cache = evaluator.builder.cache
+    key = evaluator_module.content_key("answers", evaluator.builder.build(INT8).key, evaluator._taken_up.digest)
+    assert cache.get_bytes(key, ".correct") == expected.encode()
+    for path in cache._candidates(key, ".correct"):
+        path.unlink()
+    cache.put(key, entry, ".correct")
+    with Evaluator(evaluator.builder, _split(20, 2)) as later:
+        assert later(INT8).details["correct"] == expected
+    assert cache.get_bytes(key, ".correct") == expected.encode()
+
+
+def test_labels_of_one_class_are_told(cache: ArtifactCache, caplog: pytest.LogCaptureFixture) -> None:
+    class Same(Noise):
+        def __getitem__(self, index: int) -> tuple[NDArray[np.float32], int]:
+            return super().__getitem__(index)[0], 1
+
+    builder = Builder(_model(nn.Flatten()), HOST, cache=cache)
+    with Evaluator(builder, Split(Same(4, 2), (0, 1, 2, 3))) as made, caplog.at_level("WARNING"):
+        _ = made.images
+    assert "noise: all 4 evaluation images have the label 1" in caplog.text
 
 
 def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: ArtifactCache) -> None:

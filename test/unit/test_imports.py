@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.files": names("quantune .guard .model .process"),
     "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
-    "quantune.zoo": names("numpy torch rich safetensors .data .frontend"),
+    "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend"),
     "quantune.calibration": names("numpy .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
@@ -63,9 +63,12 @@ ALLOWED: dict[str, set[str]] = {
         "numpy mlir_passes.network .builder .calibration .compiler .config .data .evaluator .model .numerics .plan"
         " .report .runtime .search .space .versions"
     ),
+    "quantune.notices": set(),
+    "quantune.outcome": names(".builder .compiler .evaluator .notices .reporting .runtime .search"),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
-        " .places .plan .files .guidance .proxies .reporting .request .runtime .search .space .versions .zoo"
+        " .notices .outcome .places .plan .files .guidance .proxies .reporting .request .runtime .search .space"
+        " .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.verification": names("numpy .compiler .data .process .runtime"),
@@ -73,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .guard .interrupts .places"
         " .rebuilding .runtime .search .verification .versions"
     ),
-    "quantune": names(".api .config .rebuilding .runtime"),
+    "quantune": names(".api .config .outcome .rebuilding .runtime"),
 }
 
 # Heavy, or not needed by every use of the file: to be imported by the function that needs it.

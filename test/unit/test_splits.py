@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ from PIL import Image
 
 from quantune.data import splits
 from quantune.data.base import ImageSource, hashed_order
+from quantune.data.materialized import materialize
 from quantune.data.sources import Items
-from quantune.data.splits import Split, batches, check_disjoint, labels_of, materialize, open_splits
-from quantune.errors import EnvironmentFailure, UsageError
+from quantune.data.splits import Split, batches, check_disjoint, labels_of, open_splits
+from quantune.errors import UsageError
 
 
 class Numbers(ImageSource):
@@ -219,39 +219,6 @@ def test_labels_are_checked_against_the_source_and_the_model() -> None:
         labels_of(whole(Numbers([-1])))
 
 
-def test_materialized_files_hold_the_split(tmp_path: Path) -> None:
-    split = Split(Numbers([4, 2, 0, 7]), (3, 0, 1))
-    path = tmp_path / "images.npy"
-    path.write_bytes(b"older")
-    result = materialize(split, path, 8)
-    images = np.load(result.images, mmap_mode="r", allow_pickle=False)
-    labels = np.load(result.labels, allow_pickle=False)
-    assert result.count == 3
-    assert images.shape == (3, 1, 1, 1)
-    assert images.dtype == np.float32
-    assert images.reshape(-1).tolist() == labels.tolist() == [7, 4, 2]
-    assert labels.dtype == np.int64
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["images.labels.npy", "images.npy"]
-
-
-def test_a_bad_label_leaves_the_older_files_whole(tmp_path: Path) -> None:
-    path = tmp_path / "images.npy"
-    materialize(whole(Numbers([1, 2])), path)
-    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match="label 9"):
-        materialize(whole(Numbers([1, 9])), path, 5)
-    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
-
-
-def test_no_room_and_no_folder_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EnvironmentFailure, match=r"No such file"):
-        materialize(whole(Numbers([1])), tmp_path / "no" / "images.npy")
-    monkeypatch.setattr(splits.shutil, "disk_usage", lambda _: SimpleNamespace(free=3))
-    with pytest.raises(EnvironmentFailure, match="1 images need 4 bytes, 3 are free"):
-        materialize(whole(Numbers([1])), tmp_path / "images.npy")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "label", [0.5, 3.0, float("nan"), np.float32(2), np.array([1.0]), "3", None, [1, 2], 1 << 70, np.datetime64("2026")]
 )
@@ -264,7 +231,7 @@ def test_labels_that_are_no_whole_numbers_are_refused(label: object, tmp_path: P
     for read in (
         lambda: labels_of(whole(Odd([1, 2]))),
         lambda: whole(Odd([1, 2])).fingerprint,
-        lambda: materialize(whole(Odd([1, 2])), tmp_path / "x.npy"),
+        lambda: materialize(whole(Odd([1, 2])), tmp_path, "key"),
         lambda: Items([(np.zeros((1, 1, 1)), 0), (np.ones((1, 1, 1)), label)], "items")[1],
     ):
         with pytest.raises(UsageError, match=message) as caught:
@@ -295,7 +262,7 @@ def test_images_of_a_users_own_source_are_checked(image: np.ndarray, tmp_path: P
             return (image, 1) if index else super().__getitem__(index)
 
     for read in (
-        lambda: materialize(whole(Odd([1, 2])), tmp_path / "x.npy"),
+        lambda: materialize(whole(Odd([1, 2])), tmp_path, "key"),
         lambda: list(batches(whole(Odd([1, 2])), 2)),
     ):
         with pytest.raises(UsageError, match="numbers, image 1: "):

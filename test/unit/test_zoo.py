@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_network_is_trained_once_and_kept(tmp_path: Path) -> None:
     assert heard[0] == (0.0, "training builtin:shufflenet_v2_x1_0_digits, once (about 1 minutes on two CPU cores)")
     assert [done for done, _ in heard] == sorted(done for done, _ in heard)
     assert heard[-1][0] == 1.0
-    assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock", ".safetensors"]
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock", ".safetensors", ".sha256"]
     written = path.stat().st_mtime_ns
     assert store.weights(TINY, tmp_path, lambda done, text: pytest.fail("trained again")) == path
     assert path.stat().st_mtime_ns == written
@@ -128,6 +129,33 @@ def test_the_state_of_another_recipe_is_not_taken_up(tmp_path: Path) -> None:
     run.save(tmp_path / "x.training", 1)
     assert run.restore(tmp_path / "x.training") == 1
     assert train._Run(dataclasses.replace(TINY, rate=1e-4), 2).restore(tmp_path / "x.training") == 0
+
+
+def test_damaged_weights_are_set_aside_and_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = store.weights(TINY, tmp_path)
+    good = path.read_bytes()
+    flipped = good[:-9] + bytes([good[-9] ^ 64]) + good[-8:]  # still a readable file
+    path.write_bytes(flipped)
+    assert store.weights(TINY, tmp_path) == path
+    assert "is damaged (its sha256 is not the one beside it)" in caplog.text
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == flipped
+    assert path.read_bytes() != flipped
+    path.with_suffix(".sha256").unlink()  # as an earlier version left it
+    assert store.weights(TINY, tmp_path, lambda done, text: pytest.fail("trained again")) == path
+    assert path.with_suffix(".sha256").is_file()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-100], lambda data: data[:99] + b"?" + data[100:], lambda _: b""]
+)
+def test_a_damaged_checkpoint_begins_anew(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, path = train._Run(TINY, 2), tmp_path / "x.training"
+    run.save(path, 1)
+    path.write_bytes(damage(path.read_bytes()))
+    assert run.restore(path) == 0
+    assert "the training begins anew" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""The end of a search: the artifact is written, checked against the trial that it stands for, and described.
+
+The file is another program than the trial ran: its numbers are inside. So it answers all evaluation images once more,
+in processes of its own, and only a file that answers as its trial did is called the best.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantune.builder import Builder
+from quantune.compiler.cache import write_atomically
+from quantune.errors import RunFailed
+from quantune.evaluator import Evaluator
+from quantune.notices import Notices
+from quantune.reporting import describe, measured, write_reports
+from quantune.runtime.artifact import Artifact
+from quantune.search.evaluate import Score
+from quantune.search.result import TuningResult, TuningTrial
+
+logger = logging.getLogger(__name__)
+
+BEST, RECIPE, REJECTED = "best.vmfb", "best.json", "rejected.vmfb"
+_UNVERIFIED = "unverified.vmfb"
+_SLOWER = 1.1
+"""A file that takes so much longer than the program of its trial is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    artifact: the answer, also at ``path``; None when nothing could be measured. feasible: whether a quantized artifact
+    keeps the accuracy bound; when none does, the artifact is the closest. tuning: every trial. report: what report.json
+    holds. warnings: what is odd about the images, the cache or the artifact.
+    """
+
+    artifact: Artifact | None
+    path: Path | None
+    feasible: bool
+    tuning: TuningResult
+    report: Mapping[str, Any] = field(repr=False)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> TuningTrial | None:
+        """The trial behind the artifact."""
+        return chosen(self.tuning)
+
+
+def chosen(tuning: TuningResult) -> TuningTrial | None:
+    """The trial whose artifact is handed out: the answer, or the best effort when nothing keeps the bound."""
+    best = tuning.best
+    if best is None or (best.config.is_float and not tuning.feasible and tuning.best_quantized is not None):
+        return tuning.best_quantized or best
+    return best
+
+
+def finish(
+    tuning: TuningResult,
+    builder: Builder,
+    evaluator: Evaluator,
+    folder: Path,
+    notices: Notices,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Write the artifact of the chosen trial, its recipe and the reports into ``folder``.
+
+    Raises RunFailed when the file does not answer as its trial did: then it is kept as rejected.vmfb, nothing is called
+    the best, and report and study are kept.
+    """
+    trial = chosen(tuning)
+    if trial is None:
+        report = write_reports(folder, tuning, builder, evaluator, None, None, notices.texts)
+        return Result(None, None, tuning.feasible, tuning, report, notices.texts)
+    on_stage("writing and verifying the artifact")
+    artifact = builder.artifact(trial.config, measured(evaluator, trial))
+    path = artifact.save(folder / _UNVERIFIED)
+    try:
+        accuracy = _verified(evaluator, trial, path)
+        latency = _timed(evaluator, trial, path)
+        path = path.replace(folder / BEST)
+    except _Rejected as reason:
+        _reject(folder)
+        line = f"{reason}; the file is kept as {folder / REJECTED}, the measurements in the study"
+        write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line)
+        raise RunFailed(line) from reason
+    finally:
+        (folder / _UNVERIFIED).unlink(missing_ok=True)
+    recipe = describe(builder, evaluator, trial, artifact, accuracy, latency)
+    text = json.dumps(recipe, indent=2, ensure_ascii=False)
+    write_atomically(folder / RECIPE, text.encode("utf-8", "backslashreplace"))
+    report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts)
+    return Result(artifact, path, tuning.feasible, tuning, report, notices.texts)
+
+
+class _Rejected(Exception):
+    """The file is not what its trial measured; the text says in which."""
+
+
+def _verified(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float:
+    """The accuracy of the file. Raises _Rejected unless it is the trial's, one image aside."""
+    score = _score(trial)
+    try:
+        found = evaluator.verify(path)
+    except RunFailed as error:
+        raise _Rejected(f"the artifact of {trial.config} does not run as its trial did: {error}") from error
+    if abs(found - score.accuracy) * score.images > 1.5:
+        raise _Rejected(
+            f"the artifact of {trial.config} answers {found:.2%} of {score.images} images right, its trial answered "
+            f"{score.accuracy:.2%}: the compiled file is not what was measured"
+        )
+    return found
+
+
+def _timed(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float | None:
+    """The latency of the file in ms, told when it is longer than its trial's program takes beside it."""
+    if _score(trial).latency_ms is None:
+        return None
+    measured_ms, file_ms = evaluator.time_beside(trial.config, path)
+    if file_ms > _SLOWER * measured_ms:
+        logger.warning(
+            "the artifact takes %.3g ms, the program that its trial measured %.3g ms, timed side by side",
+            file_ms, measured_ms,
+        )  # fmt: skip
+    return file_ms
+
+
+def _score(trial: TuningTrial) -> Score:
+    assert trial.score is not None
+    return trial.score
+
+
+def _reject(folder: Path) -> None:
+    """Nothing in the folder is to look like the answer: neither the new file nor that of an earlier session."""
+    (folder / _UNVERIFIED).replace(folder / REJECTED)
+    for name in (BEST, RECIPE):
+        earlier = folder / name
+        if earlier.is_file():
+            earlier.replace(folder / f"previous{earlier.suffix}")

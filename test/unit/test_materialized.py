@@ -1,0 +1,118 @@
+"""Images on disk: whole or not at all, and never taken up again when they are damaged."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from quantune.data import materialized
+from quantune.data.base import ImageSource
+from quantune.data.materialized import materialize, take_up
+from quantune.data.splits import Split
+from quantune.errors import EnvironmentFailure, UsageError
+
+KEY = "0123abcd"
+
+
+class Numbers(ImageSource):
+    """One-pixel images of the given values; the label is the value too."""
+
+    shape, classes, name = (1, 1, 1), None, "numbers"
+
+    def __init__(self, values: list[int]) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return np.full((1, 1, 1), self._values[index], np.float32), self._values[index]
+
+
+def whole(values: list[int]) -> Split:
+    return Split(Numbers(values), tuple(range(len(values))))
+
+
+def test_files_hold_the_split(tmp_path: Path) -> None:
+    made = materialize(Split(Numbers([4, 2, 0, 7]), (3, 0, 1)), tmp_path, KEY, 8)
+    images = np.load(made.images, mmap_mode="r", allow_pickle=False)
+    assert images.shape == (3, 1, 1, 1)
+    assert images.dtype == np.float32
+    assert images.reshape(-1).tolist() == made.labels.tolist() == [7, 4, 2]
+    stem = f"{KEY}.{made.digest}"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [f"{stem}.labels.npy", f"{stem}.npy"]
+    assert np.load(tmp_path / f"{stem}.labels.npy").tolist() == [7, 4, 2]
+    again = take_up(tmp_path, KEY)
+    assert again is not None
+    assert (again.images, again.labels.tolist(), again.digest) == (made.images, [7, 4, 2], made.digest)
+    assert take_up(tmp_path, "another") is None
+
+
+def test_the_digest_is_of_images_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Relabelled(Numbers):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return super().__getitem__(index)[0], 0
+
+    one = materialize(whole([1, 2]), tmp_path, KEY).digest
+    assert materialize(whole([2, 1]), tmp_path, KEY).digest != one
+    assert materialize(Split(Relabelled([1, 2]), (0, 1)), tmp_path, KEY).digest != one
+    monkeypatch.setattr(materialized, "_BLOCK", 50)  # several blocks, as large sets have
+    blocks = materialize(whole([1, 2]), tmp_path, KEY).digest
+    assert materialize(whole([1, 2]), tmp_path, KEY).digest == blocks != one
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".labels.npy"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "grown", "garbage", "swap"])
+def test_damage_is_set_aside_and_made_again(
+    tmp_path: Path, suffix: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = materialize(whole(list(range(9))), tmp_path, KEY)
+    file = tmp_path / f"{KEY}.{made.digest}{suffix}"
+    data = file.read_bytes()
+    changed = {
+        "flip": data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        "cut": data[:-5],
+        "empty": b"",
+        "grown": data + b"x",
+        "garbage": b"\x93NUMPY" + b"?" * 100,
+        "swap": data[:128] + data[128:][::-1],
+    }[damage]
+    file.write_bytes(changed)
+    with caplog.at_level(logging.WARNING):
+        assert take_up(tmp_path, KEY) is None
+    assert f"{file} is damaged" in caplog.text
+    assert any(entry.read_bytes() == changed for entry in tmp_path.glob("damaged-*"))
+    assert materialize(whole(list(range(9))), tmp_path, KEY).digest == made.digest
+    again = take_up(tmp_path, KEY)
+    assert again is not None
+    assert again.labels.tolist() == list(range(9))
+
+
+def test_half_a_set_is_none(tmp_path: Path) -> None:
+    made = materialize(whole([1, 2]), tmp_path, KEY)
+    made.images.with_name(made.images.name.replace(".npy", ".labels.npy")).unlink()
+    assert take_up(tmp_path, KEY) is None
+    assert materialize(whole([1, 2]), tmp_path, KEY).digest == made.digest
+    made.images.unlink()
+    assert take_up(tmp_path, KEY) is None
+
+
+def test_a_bad_label_leaves_the_older_files_whole(tmp_path: Path) -> None:
+    materialize(whole([1, 2]), tmp_path, KEY)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match="label 9"):
+        materialize(whole([1, 9]), tmp_path, KEY, 5)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+def test_no_room_and_no_folder_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentFailure, match=r"No such file"):
+        materialize(whole([1]), tmp_path / "no", KEY)
+    monkeypatch.setattr(materialized.shutil, "disk_usage", lambda _: SimpleNamespace(free=3))
+    with pytest.raises(EnvironmentFailure, match="1 images need 4 bytes, 3 are free"):
+        materialize(whole([1]), tmp_path, KEY)
+    assert list(tmp_path.iterdir()) == []
