@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"))
+_MEMORY = Path("/proc/meminfo")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _PREPROCESSING = {
     "resize": "256",
@@ -256,7 +257,7 @@ def _members(archive: zipfile.ZipFile) -> list[str]:
 def _check_memory(needed: int) -> None:
     """Refuse arrays that do not fit in memory; a reader stops at the size that the archive tells."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        lines = _MEMORY.read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return  # another system: reading ends with a MemoryError there
