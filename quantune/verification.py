@@ -16,8 +16,9 @@ import numpy as np
 from quantune.compiler.inspect import integer_share
 from quantune.compiler.provenance import Measured, Provenance
 from quantune.data.base import hashed_order
+from quantune.data.materialized import materialize
 from quantune.data.sources import Reference
-from quantune.data.splits import Split, materialize
+from quantune.data.splits import Split
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import scratch
 from quantune.runtime.artifact import Artifact, load
@@ -229,14 +230,13 @@ def _share_right(artifact: Artifact, images: Split, wanted: Wanted) -> float:
     runner = LocalRunner(device=artifact.device, timeout_s=wanted.timeout_s)
     try:
         with scratch.folder("verify") as folder:
-            written = materialize(images, folder / "images.npy")
+            written = materialize(images, folder, "images")
             logits = runner.run(artifact.path, None, written.images, 0, len(images))
-            labels = np.load(written.labels)
     finally:
         runner.close()
     if logits.ndim != 2 or not np.isfinite(logits).all():
         raise RunFailed("its results are not finite numbers, one for each class")
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float((logits.argmax(axis=1) == written.labels).mean())
 
 
 def _latency(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check | None:
