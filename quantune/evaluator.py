@@ -21,7 +21,7 @@ from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, materialize, take_up
 from quantune.data.splits import Split, batches
 from quantune.errors import RunFailed, UsageError
-from quantune.process import scratch
+from quantune.process import private, scratch
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer, Runner, Timer
 from quantune.runtime.measure import Effort
@@ -115,8 +115,8 @@ class Evaluator:
         return self._images
 
     def _take_up(self) -> Materialized:
-        folder = self.builder.cache.root / "images"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = private.folder(self.builder.cache.root / "images")
+        private.check(folder)
         key = content_key(self.split.fingerprint, "in a random order, with a digest")[:32]
         made = take_up(folder, key)
         if made is None:

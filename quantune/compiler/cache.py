@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.process import private
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,14 @@ def content_key(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` so that a reader, even after a crash, finds all of the old or all of the new."""
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``data`` so that a reader, even after a crash, finds all of the old or all of the new.
+
+    mode: of the new file, less what the umask takes away.
+    """
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as stream:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -61,7 +65,8 @@ class ArtifactCache:
     """A folder of blobs found by key and kind (a file suffix such as ``.vmfb``).
 
     limit_bytes: when the entries exceed it the least recently used ones go; the newest entry always stays.
-    Raises EnvironmentFailure when the folder cannot be made.
+    What lies there is trusted: folders and files are for their user alone, whatever the umask.
+    Raises EnvironmentFailure when the folder cannot be made, belongs to another user, or can be written by others.
     """
 
     def __init__(self, root: Path | str | None = None, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
@@ -70,8 +75,8 @@ class ArtifactCache:
         self.root = Path(root) if root is not None else default_root()
         self.limit_bytes = limit_bytes
         try:
-            for folder in (self._objects, self._quarantine):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, self._objects, self._quarantine):
+                private.check(private.folder(folder))
         except OSError as error:
             raise EnvironmentFailure(
                 f"cache folder {self.root}: {error.strerror or error}; set XDG_CACHE_HOME to a writable folder"
@@ -122,10 +127,9 @@ class ArtifactCache:
     def put(self, key: str, data: bytes, kind: str = "") -> Path:
         """Store an entry and return its file; older entries may be evicted. A full disk raises OSError."""
         _check_name(key, kind)
-        folder = self._objects / key[:2]
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = private.folder(self._objects / key[:2])
         path = folder / f"{key}.{hashlib.sha256(data).hexdigest()}{kind}"
-        write_atomically(path, data)
+        write_atomically(path, data, mode=private.FILE_MODE)
         self._evict(path)
         return path
 

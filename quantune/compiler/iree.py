@@ -22,7 +22,7 @@ from quantune.compiler.cache import ArtifactCache, content_key, default_root, wr
 from quantune.compiler.job import Job, form_dispatches
 from quantune.compiler.targets import Target, host_identity
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
-from quantune.process import children, scratch
+from quantune.process import children, private, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +188,7 @@ def _quiet(log: str) -> str:
 
 def _keep_failure(root: Path, key: str, job: Job, log: str) -> Path:
     """Keep what reproduces a failed compilation in ``root`` and return its folder."""
-    folder = root / key[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private.folder(root / key[:16])
     shutil.copyfile(job.source, folder / job.source.name)
     (folder / "log").write_text(log)
     (folder / job.output.name).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from quantune.compiler.cache import write_atomically
 from quantune.errors import EnvironmentFailure
+from quantune.process import private
 from quantune.zoo.imbalance import imbalance
 from quantune.zoo.recipes import SIZES, Recipe
 from quantune.zoo.train import Report, train
@@ -99,7 +100,7 @@ def network(recipe: Recipe, path: Path, *, plain: bool = False) -> nn.Module:
 def _locked(path: Path) -> Iterator[None]:
     """Hold a file's lock; the system gives it back when the process ends, however it ends."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private.check(private.folder(path.parent))
         file = path.open("w", encoding="utf-8")
     except OSError as error:
         raise EnvironmentFailure(

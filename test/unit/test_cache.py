@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,37 @@ def test_trim_deletes_what_was_used_longest_ago(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy", "c.npy", "e.npy.partial"]
     trim(tmp_path, 250, newest="a")  # the newest stays although it is the oldest, and so does what is being written
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "e.npy.partial"]
+
+
+@pytest.fixture(name="open_umask")
+def _open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_folders_and_files_are_for_their_user_alone(tmp_path: Path, open_umask: None) -> None:
+    cache = ArtifactCache(tmp_path / "above" / "cache")
+    cache.put(KEY, b"data", ".vmfb")
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "above").rglob("*")}
+    assert (tmp_path / "above").stat().st_mode & 0o777 == 0o700
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert [mode for path, mode in modes.items() if path.is_file()] == [0o600]
+
+
+@pytest.mark.parametrize("name", [".", "objects", "quarantine"])
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+    ArtifactCache(tmp_path / "cache")
+    (tmp_path / "cache" / name).chmod(mode)
+    with pytest.raises(EnvironmentFailure, match=rf"others may write there \(mode {mode:o}\).*chmod -R go-w"):
+        ArtifactCache(tmp_path / "cache")
+    (tmp_path / "cache" / name).chmod(0o755)
+    ArtifactCache(tmp_path / "cache")
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ArtifactCache(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(EnvironmentFailure, match=r"belongs to another user .*set XDG_CACHE_HOME to a folder of your"):
+        ArtifactCache(tmp_path)

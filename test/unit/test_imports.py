@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.files": names("quantune .guard .model .process"),
     "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
-    "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend"),
+    "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend .process"),
     "quantune.calibration": names("numpy .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
