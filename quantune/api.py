@@ -23,6 +23,7 @@ from quantune.guidance import guide
 from quantune.model import ImportedModel, read_model
 from quantune.notices import Notices
 from quantune.outcome import Result, finish
+from quantune.process import memory
 from quantune.proxies import Proxies
 from quantune.request import ModelOptions, Origin
 from quantune.runtime.artifact import Artifact
@@ -78,6 +79,7 @@ def compile(
     size_budget: str | int | None = None,
     scorer: str | None = None,
     early_stop: bool = True,
+    memory_limit: str | int | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -90,7 +92,8 @@ def compile(
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
     measured. weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by
     which a scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall
-    behind the best for sure (quantune.search.stopping); the answer is always measured on all images. The same call
+    behind the best for sure (quantune.search.stopping); the answer is always measured on all images.
+    memory_limit: of each compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). The same call
     continues an interrupted search. Raises QuantuneError with one line for the user.
     """
     progress = progress or Progress()
@@ -99,6 +102,7 @@ def compile(
     Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
     check_strategy(sampler, seed)
     wanted = BitsWanted(weight_bits, size_budget, scorer)
+    memory.check(memory_limit)
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = output_folder(out)
@@ -106,18 +110,21 @@ def compile(
     notices = Notices()
     with notices.listening():
         calib_split, eval_split = search_images(calib, eval)
-        cache = cache or ArtifactCache()
+        cache, peaks = cache or ArtifactCache(), memory.Peaks()
         progress.on_stage("importing the model")
+        peaks.begin("import")
         imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
     debugging = debugging or Debugging(reproducer_dir=folder / "failures")
     builder = Builder(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration,
+        memory_limit=memory_limit, peaks=peaks,
         origin=Origin.of(model, calib, eval, options),
     )  # fmt: skip
     with notices.listening(), Evaluator(builder, eval_split, threads=threads) as evaluator:
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         _ = evaluator.images
+        peaks.begin("calibration")
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
         proxies = Proxies(imported.network, builder.plan, builder.statistics)
         if size_budget is not None:
@@ -133,6 +140,7 @@ def compile(
         screen = sampler == "xgboost" and (max_trials is None or max_trials > len(first))
         hooks = progress.on_stage, progress.on_screening
         known = guide(evaluator, proxies, searched, *hooks, screen=screen, transfer=transfer)
+        peaks.begin("search")
         progress.on_stage("searching")
         tuning = tune(
             evaluator,
@@ -166,6 +174,7 @@ def quantize(
     eval: Images | None = None,
     target: str | Target = "cpu",
     options: ModelOptions | None = None,
+    memory_limit: str | int | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -185,6 +194,7 @@ def quantize(
         target=target,
         sizes=(config.calib,),
         options=options,
+        memory_limit=memory_limit,
         cache=cache,
         debugging=debugging,
         progress=progress,
@@ -200,6 +210,7 @@ def make_builder(
     sizes: tuple[int, ...],
     eval: Images | None = None,
     options: ModelOptions | None = None,
+    memory_limit: str | int | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -208,6 +219,7 @@ def make_builder(
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
     cache = cache or ArtifactCache()
+    memory.check(memory_limit)
     split = None if calib is None else calibration_images(calib, eval)
     progress.on_stage("importing the model")
     imported = import_any(model, _for_data(model, options, split), cache, progress)
@@ -218,6 +230,7 @@ def make_builder(
         calib=split,
         cache=cache,
         sizes=sizes,
+        memory_limit=memory_limit,
         debugging=debugging,
         on_calibration=progress.on_calibration,
         origin=Origin.of(model, calib, eval, options),

@@ -35,6 +35,7 @@ from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
 from quantune.model import ImportedModel
 from quantune.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
+from quantune.process import memory
 from quantune.request import Origin
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.devices import processors
@@ -93,7 +94,8 @@ class Builder:
         cache: ArtifactCache | None = None,
         sizes: Iterable[int] = CALIBRATION_SIZES,
         timeout_s: float = 600.0,
-        memory_limit_gib: float | None = None,
+        memory_limit: str | int | None = None,
+        peaks: memory.Peaks | None = None,
         debugging: Debugging | None = None,
         on_calibration: Callable[[int, int], None] = lambda done, total: None,
         origin: Origin | None = None,
@@ -101,7 +103,9 @@ class Builder:
         self.model, self.target, self.calib = model, target, calib
         self.origin = origin or Origin(objects=("model", "calib"))
         self.cache = cache or ArtifactCache()
-        self.timeout_s, self.memory_limit_gib = timeout_s, memory_limit_gib
+        self.timeout_s = timeout_s
+        self.peaks = peaks or memory.Peaks()
+        self.memory_limit = memory.chosen(memory_limit, compilers=_AHEAD + 1, workers=processors() + 1)
         self.debugging = debugging or Debugging()
         self._sizes = tuple(sorted(set(sizes)))
         self._on_calibration = on_calibration
@@ -293,10 +297,12 @@ class Builder:
     def _compile(self, module: bytes, target: Target, *, explain: bool = False) -> CompiledModule:
         # What is being compiled in the background is waited for, and then found in the cache.
         with self._compiling.setdefault(content_key(module), threading.Lock()):
-            return compile_module(
-                module, target, timeout_s=self.timeout_s, memory_limit_gib=self.memory_limit_gib, cache=self.cache,
+            program = compile_module(
+                module, target, timeout_s=self.timeout_s, memory_limit=self.memory_limit, cache=self.cache,
                 failure_dir=self.debugging.reproducer_dir, explain=explain,
             )  # fmt: skip
+        self.peaks.child("compiler", program.peak_bytes)
+        return program
 
     def _provenance(self, config: QuantConfig, lowered: Lowered, program: CompiledModule) -> Provenance:
         return Provenance(

@@ -79,8 +79,13 @@ class Evaluator:
         if target.name != "cpu" and (runner is None or timer is None):
             open_device(target.device())  # a missing device is told before anything is compiled for it
         workers = None if target.name == "cpu" else 1  # a GPU serves one
-        self._runner = runner or LocalRunner(device=target.device(), count=workers, timeout_s=timeout_s)
-        self._timer = timer or LocalTimer(device=target.device(threads=threads), threads=threads, timeout_s=timeout_s)
+        limit = builder.memory_limit if target.name == "cpu" else None  # what a driver reserves is no measure
+        self._runner = runner or LocalRunner(
+            device=target.device(), count=workers, timeout_s=timeout_s, memory_limit=limit
+        )
+        self._timer = timer or LocalTimer(
+            device=target.device(threads=threads), threads=threads, timeout_s=timeout_s, memory_limit=limit
+        )
         self._folder = scratch.kept("trials")
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
@@ -160,6 +165,8 @@ class Evaluator:
         start = time.monotonic()
         with self._numbers(built) as numbers:
             right, seconds = self._answers(built, numbers)
+        if isinstance(self._runner, LocalRunner):
+            self.builder.peaks.child("worker", self._runner.peak_bytes)
         sha, paused_at = built.program.sha256, time.monotonic()
         if sha not in self._latency:
             self._latency[sha] = self._time([self._keep(built)], QUICK)[0]

@@ -155,6 +155,7 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
         "processor": processor_name(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(evaluator.threads),
+        "peak memory": str(builder.peaks),
         "flags": " ".join(builder.target.flags()),
         "calibration": "none" if builder.calib is None else f"{builder.calib.source.name}, {len(builder.calib)} images",
         "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",

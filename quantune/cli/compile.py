@@ -86,6 +86,11 @@ def parser() -> OneLineParser:
     target.add_argument(
         "--threads", type=count, default=1, metavar="N", help="processor threads for the latency (default 1)"
     )
+    target.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="of each compiler and worker, such as 2GB, or none (default: by the machine)",
+    )
     search = top.add_argument_group("search")
     search.add_argument("--objective", default="accuracy", metavar="M", help="accuracy (default), latency or size")
     search.add_argument(
@@ -198,7 +203,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
-            options=_options(arguments), storage=arguments.storage, early_stop=not arguments.no_early_stop,
+            options=_options(arguments), memory_limit=arguments.memory_limit,
+            storage=arguments.storage, early_stop=not arguments.no_early_stop,
             transfer=not arguments.no_transfer,
             weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
@@ -220,7 +226,7 @@ def _build_one(arguments: argparse.Namespace, console: Console) -> int:
         artifact = api.quantize(
             arguments.model, config, calib=_calibration(arguments, config.is_float), eval=arguments.eval,
             target=parse(arguments.target, **_target_details(arguments)), options=_options(arguments),
-            debugging=_debugging(arguments), progress=progress,
+            memory_limit=arguments.memory_limit, debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
     _save(artifact, arguments, console)
     return OK
@@ -265,7 +271,8 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
         builder = api.make_builder(
             arguments.model, calib=_calibration(arguments, config.is_float or arguments.emit == "linalg"),
             target=parse(arguments.target, **_target_details(arguments)), sizes=(config.calib,),
-            eval=arguments.eval, options=_options(arguments), debugging=_debugging(arguments), progress=progress,
+            eval=arguments.eval, options=_options(arguments), memory_limit=arguments.memory_limit,
+            debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
         lowered = builder.lower(config, until=arguments.emit)
     if arguments.output is None:

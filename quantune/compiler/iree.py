@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from quantune.compiler.cache import ArtifactCache, content_key, default_root, wr
 from quantune.compiler.job import Job, form_dispatches
 from quantune.compiler.targets import Target, host_identity
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
-from quantune.process import children, private, scratch
+from quantune.process import children, memory, private, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class CompiledModule:
 
     path: the .vmfb. sha256: of its bytes. seconds: wall time of iree-compile (of the first time, when ``cached``).
     log: what the compiler printed, without noise. dispatches: MLIR text of this compilation at the stage where the
-    dispatches are formed, with locations (see quantune.compiler.inspect); empty where it was not asked for.
+    dispatches are formed, with locations (see quantune.compiler.inspect); empty where it was not asked for. peak_bytes:
+    the most that the compiler had resident, 0 when ``cached``.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class CompiledModule:
     cached: bool
     log: str
     dispatches: str
+    peak_bytes: int = 0
 
 
 def find_compiler() -> Path:
@@ -83,7 +86,7 @@ def compile_module(
     *,
     flags: Sequence[str] = (),
     timeout_s: float = 600.0,
-    memory_limit_gib: float | None = None,
+    memory_limit: int | None = None,
     cache: ArtifactCache | None = None,
     output_dir: Path | None = None,
     dump_executables: Path | None = None,
@@ -94,6 +97,7 @@ def compile_module(
     """Compile MLIR (text or bytecode) to a .vmfb.
 
     explain: give the dispatches too, by a second process beside the first.
+    memory_limit: bytes of data that the compiler may have (quantune.process.memory).
 
     The artifact lies in ``cache``; without one in ``output_dir`` (default: a folder that goes when this process ends).
     dump_executables: folder for IREE's kernels, sources and binaries; the cache never answers such a call.
@@ -108,7 +112,7 @@ def compile_module(
     if cache and not dump_executables and (hit := _read_cached(cache, key, explain=explain)):
         return hit
     binary = compiler or find_compiler()
-    limits = timeout_s, memory_limit_gib
+    limits = timeout_s, memory_limit
     try:
         with scratch.folder("compile") as folder, ThreadPoolExecutor(1) as beside:
             options = (*target.flags(), *flags)
@@ -124,10 +128,10 @@ def compile_module(
     except OSError as error:
         raise CompileFailed(f"compiling for {target}: a file could not be written: {error}") from error
     logger.info("compiled %s for %s in %.1f s", key[:12], target, job.seconds)
-    return CompiledModule(path, digest, job.seconds, False, _quiet(log), dispatches)
+    return CompiledModule(path, digest, job.seconds, False, _quiet(log), dispatches, job.peak_bytes)
 
 
-def _run(job: Job, target: Target, key: str, limits: tuple[float, float | None], failures: Path) -> str:
+def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], failures: Path) -> str:
     """Run the compiler until its output is known to be whole, twice at most; returns its log, or raises."""
     before = ""
     for checks in (False, True):
@@ -150,15 +154,18 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, float | None],
     raise CompileFailed(f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}")
 
 
-def _failure(status: int | None, log: str, timeout_s: float, limit_gib: float | None, output: Path) -> str | None:
+def _failure(status: int | None, log: str, timeout_s: float, limit: int | None, output: Path) -> str | None:
     """Return why a compilation did not succeed, or None."""
     first = _first_error(log)
     told = f": {first}" if first else ""
     if status is None:
         return f"took longer than {timeout_s:g} s and was stopped"
+    if status and limit is not None and memory.is_exhaustion(log):
+        return f"needs more than the memory limit of {memory.text(limit)} (--memory-limit changes it){told}"
+    if status == -signal.SIGKILL:
+        return "was killed, most likely by the system for want of memory"
     if status < 0:
-        limit = f" under a memory limit of {limit_gib:g} GiB" if limit_gib is not None else ""
-        return f"crashed with {children.ending(status)}{limit}{told}"
+        return f"crashed with {children.ending(status)}{told}"
     if status > 0:
         return f"failed with exit status {status}{told}"
     if any(_ERROR_LINE.search(line) for line in log.splitlines()):

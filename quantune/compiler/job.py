@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from quantune.process import children, scratch
+from quantune.process import children, memory, scratch
 
 _LOG_LIMIT = 1 << 20
+_LOOK_S = 0.2
 _BYTECODE_MAGIC = b"ML\xefR"
 # The same compilation, stopped where the dispatches are formed and printed with locations.
 _EVIDENCE_FLAGS = (
@@ -57,33 +58,44 @@ class Job:
         self.source.write_bytes(module)
         self.folder = folder
         self.seconds = 0.0
+        self.peak_bytes = 0
         self.output = folder / "module.vmfb"
         self.command = [str(binary), self.source.name, "-o", self.output.name, *flags]
         if dump:
             self.command.append(f"--iree-hal-dump-executable-files-to={dump.resolve()}")
 
-    def run(self, timeout_s: float, memory_limit_gib: float | None, *, checks: bool) -> int | None:
+    def run(self, timeout_s: float, memory_limit: int | None, *, checks: bool) -> int | None:
         """Return the exit status (negative: the signal that ended it), or None when it ran out of time.
 
         checks: verify the IR after each pass.
         """
         command = self.command if checks else [*self.command, *_FAST_FLAGS]
-        if memory_limit_gib is not None:
-            command = ["/bin/sh", "-c", f'ulimit -v {int(memory_limit_gib * 2**20)} && exec "$@"', "sh", *command]
         with (self.folder / "log").open("wb") as log:
             with _starting:
                 child = children.start(
-                    command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                    command,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    memory_limit=memory_limit,
                 )
                 _running.add(child.pid)
             started = time.monotonic()
             with _killed_at_exit(child):
                 try:
-                    return child.wait(timeout_s)
-                except subprocess.TimeoutExpired:
-                    return None
+                    return self._wait(child, started + timeout_s)
                 finally:
                     self.seconds = time.monotonic() - started
+
+    def _wait(self, child: subprocess.Popen[bytes], deadline: float) -> int | None:
+        """Wait for the child and look at its peak meanwhile: what the system tells of an ended one includes ours."""
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                return child.wait(min(_LOOK_S, left))
+            except subprocess.TimeoutExpired:
+                self.peak_bytes = max(self.peak_bytes, memory.peak(child.pid))
+        return None
 
     def log(self) -> str:
         """Return what the compiler printed (its first MiB), whatever bytes it was."""
@@ -92,13 +104,13 @@ class Job:
 
 
 def form_dispatches(
-    binary: Path, module: bytes, flags: Sequence[str], timeout_s: float, memory_limit_gib: float | None
+    binary: Path, module: bytes, flags: Sequence[str], timeout_s: float, memory_limit: int | None
 ) -> str:
     """Return the program as text with its dispatches formed, or nothing where the compilation fails before."""
     with scratch.folder("compile") as folder:
         job = Job(folder, binary, module, (*flags, *_EVIDENCE_FLAGS), None)
         for _ in range(2):
-            status = job.run(timeout_s, memory_limit_gib, checks=True)
+            status = job.run(timeout_s, memory_limit, checks=True)
             text = job.output.read_text(errors="replace") if status == 0 and job.output.is_file() else ""
             # Half a text would be told of for ever after.
             if _WHOLE_TEXT.search(text):

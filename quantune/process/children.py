@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from quantune.errors import EnvironmentFailure
-from quantune.process import scratch, watcher
+from quantune.process import memory, scratch, watcher
 
 _PACKAGES = str(Path(__file__).resolve().parent.parent.parent)  # where `import quantune` finds this one
 _lock = threading.Lock()
@@ -47,23 +47,28 @@ class _Watcher:
 
 
 def start(
-    command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, **options: Any
+    command: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    memory_limit: int | None = None,
+    **options: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own; it ends with this process.
 
-    environment: what differs from this process's. options: of subprocess.Popen. Raises EnvironmentFailure when the
-    program cannot be started.
+    environment: what differs from this process's. memory_limit: bytes of data that it, and each of its own children,
+    may have (quantune.process.memory). options: of subprocess.Popen. Raises EnvironmentFailure when the program cannot
+    be started.
     """
     token = _watched()
     owners = os.pathsep.join(filter(None, (os.environ.get(watcher.VARIABLE), token)))
     variables = {**os.environ, **(environment or {}), watcher.VARIABLE: owners}
     try:
-        return cast(
-            "subprocess.Popen[bytes]",
-            subprocess.Popen([*map(str, command)], env=variables, start_new_session=True, **options),
-        )
+        child = subprocess.Popen([*map(str, command)], env=variables, start_new_session=True, **options)
     except OSError as error:
         raise EnvironmentFailure(f"{command[0]} cannot be started: {error.strerror or error}") from error
+    if memory_limit is not None:
+        memory.limit(child.pid, memory_limit)
+    return cast("subprocess.Popen[bytes]", child)
 
 
 def start_python(module: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -26,11 +26,11 @@ class Servant:
     """``python -m MODULE ARGUMENTS``, kept for many jobs and started anew after it was lost.
 
     It does one job at a time; any thread may stop it. The module reads a job from a line of standard input and answers
-    with one line.
+    with one line. memory_limit: bytes of data that the process may have.
     """
 
-    def __init__(self, module: str, *arguments: str) -> None:
-        self._module, self._arguments = module, arguments
+    def __init__(self, module: str, *arguments: str, memory_limit: int | None = None) -> None:
+        self._module, self._arguments, self._memory_limit = module, arguments, memory_limit
         self._child: subprocess.Popen[bytes] | None = None
         self._job = threading.Lock()  # held by the thread that owns the child and its pipes
         self._log = tempfile.TemporaryFile(dir=scratch.root())  # noqa: SIM115 - closed by close()
@@ -85,7 +85,9 @@ class Servant:
         self._log.seek(0)
         self._log.truncate()
         pipe = subprocess.PIPE
-        self._child = children.start_python(self._module, *self._arguments, stdin=pipe, stdout=pipe, stderr=self._log)
+        self._child = children.start_python(
+            self._module, *self._arguments, stdin=pipe, stdout=pipe, stderr=self._log, memory_limit=self._memory_limit
+        )
         return self._child
 
     def _exchange(self, child: subprocess.Popen[bytes], text: str, limit: float) -> bytes | None:

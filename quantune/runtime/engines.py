@@ -65,11 +65,19 @@ class LocalRunner:
     """Worker processes of this machine that share out the images.
 
     device: driver or URI. count: of workers; by default one a processor, at most MOST_WORKERS. timeout_s: for a job.
+    memory_limit: bytes of data that each may have.
     """
 
-    def __init__(self, *, device: str = "local-sync", count: int | None = None, timeout_s: float = 1200.0) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "local-sync",
+        count: int | None = None,
+        timeout_s: float = 1200.0,
+        memory_limit: int | None = None,
+    ) -> None:
         number = min(processors(), MOST_WORKERS) if count is None else count
-        self._workers = [Worker(device=device, timeout_s=timeout_s) for _ in range(number)]
+        self._workers = [Worker(device=device, timeout_s=timeout_s, memory_limit=memory_limit) for _ in range(number)]
 
     def start(self) -> None:
         """Start the workers without waiting for them."""
@@ -109,6 +117,11 @@ class LocalRunner:
             self.renew()
             wait(futures, timeout=0.05)
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that one of the workers had resident."""
+        return max(worker.peak_bytes for worker in self._workers)
+
     def renew(self) -> None:
         """End the workers, and the jobs they may be at."""
         for worker in self._workers:
@@ -123,8 +136,15 @@ class LocalRunner:
 class LocalTimer:
     """A worker process of this machine that has it to itself: compilations are held while it measures."""
 
-    def __init__(self, *, device: str = "local-sync", threads: int = 1, timeout_s: float = 1200.0) -> None:
-        self._worker = Worker(device=device, threads=threads, timeout_s=timeout_s)
+    def __init__(
+        self,
+        *,
+        device: str = "local-sync",
+        threads: int = 1,
+        timeout_s: float = 1200.0,
+        memory_limit: int | None = None,
+    ) -> None:
+        self._worker = Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit=memory_limit)
 
     def start(self) -> None:
         """Start the worker without waiting for it."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantune import errors
 from quantune.errors import QuantuneError, RunFailed, UsageError
-from quantune.process import scratch
+from quantune.process import memory, scratch
 from quantune.process.servant import Lost, Servant
 from quantune.runtime.measure import Effort, Samples
 
@@ -29,8 +29,8 @@ class Evaluation:
 class Worker:
     """A child process that runs programs on one device; kept for many jobs, started anew after a crash.
 
-    threads: for local-task. timeout_s: for a job. memory_limit_gib: address space of the child. Use it as a context
-    manager, or call close. It does one job at a time; any thread may stop it.
+    threads: for local-task. timeout_s: for a job. memory_limit: bytes of data that the child may have.
+    Use it as a context manager, or call close. It does one job at a time; any thread may stop it.
     """
 
     def __init__(
@@ -39,18 +39,17 @@ class Worker:
         device: str = "local-sync",
         threads: int = 1,
         timeout_s: float = 600.0,
-        memory_limit_gib: float | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         if not timeout_s > 0:  # also true for NaN
             raise UsageError(f"run timeout {timeout_s}: expected seconds, more than 0")
         self.device = device
         self.threads = threads
         self.timeout_s = timeout_s
-        self.memory_limit_gib = memory_limit_gib
+        self.memory_limit = memory_limit
+        self.peak_bytes = 0
         arguments = [f"--device={device}", f"--threads={threads}"]
-        if memory_limit_gib is not None:
-            arguments.append(f"--memory-limit-gib={memory_limit_gib}")
-        self._servant = Servant("quantune.runtime.worker", *arguments)
+        self._servant = Servant("quantune.runtime.worker", *arguments, memory_limit=memory_limit)
 
     def __enter__(self) -> Self:
         return self
@@ -139,10 +138,16 @@ class Worker:
         try:
             answer = self._servant.request(job, timeout_s=limit)
         except Lost as error:
-            raise RunFailed(f"{job.get('program', 'program')}: {error}") from error
+            raise RunFailed(f"{job.get('program', 'program')}: {error}{self._limit_told(str(error))}") from error
         if "error" in answer:
-            raise _error(answer)
+            raise _error({**answer, "message": f"{answer['message']}{self._limit_told(str(answer['message']))}"})
+        self.peak_bytes = max(self.peak_bytes, int(answer.get("peak", 0)))
         return answer["result"]
+
+    def _limit_told(self, words: str) -> str:
+        if self.memory_limit is None or not memory.is_exhaustion(words):
+            return ""
+        return f"; its memory limit is {memory.text(self.memory_limit)}, --memory-limit changes it"
 
 
 def evaluate(
@@ -152,11 +157,11 @@ def evaluate(
     device: str = "local-sync",
     threads: int = 1,
     timeout_s: float = 600.0,
-    memory_limit_gib: float | None = None,
+    memory_limit: int | None = None,
     **options: Any,
 ) -> Evaluation:
     """Run a program on images in a child process of its own; see Worker.evaluate for the options."""
-    with Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit_gib=memory_limit_gib) as worker:
+    with Worker(device=device, threads=threads, timeout_s=timeout_s, memory_limit=memory_limit) as worker:
         return worker.evaluate(program, images, **options)
 
 

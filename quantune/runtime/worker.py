@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 import zipfile
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from quantune.errors import QuantuneError, RunFailed, UsageError
-from quantune.process import scratch
+from quantune.process import memory, scratch
 from quantune.runtime.measure import Effort, measure, pinned, resident_bytes
 from quantune.runtime.program import Program
 
@@ -32,16 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="quantune.runtime.worker")
     parser.add_argument("--device", default="local-sync")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-limit-gib", type=float)
     options = parser.parse_args(arguments)
-    if options.memory_limit_gib is not None:
-        limit = int(options.memory_limit_gib * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     # Standard output belongs to the protocol: what a library prints goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        answer = _answer(json.loads(line), options.device, options.threads)
+        answer = _answer(json.loads(line), options.device, options.threads) | {"peak": memory.peak()}
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 

@@ -67,8 +67,8 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.outcome": names(".builder .compiler .evaluator .notices .reporting .runtime .search"),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
-        " .notices .outcome .places .plan .files .guidance .proxies .reporting .request .runtime .search .space"
-        " .versions .zoo"
+        " .notices .outcome .places .plan .process .files .guidance .proxies .reporting .request .runtime .search"
+        " .space .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.verification": names("numpy .compiler .data .process .runtime"),
