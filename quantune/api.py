@@ -20,6 +20,7 @@ from quantune.errors import UsageError
 from quantune.evaluator import Evaluator
 from quantune.files import SUFFIXES, import_file
 from quantune.guidance import guide
+from quantune.identity import study_identity
 from quantune.model import ImportedModel, read_model
 from quantune.notices import Notices
 from quantune.outcome import Result, finish
@@ -33,7 +34,6 @@ from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
 from quantune.space import PARAMETERS, distributions
-from quantune.versions import versions
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,7 @@ def compile(
     threads: int = 1,
     options: ModelOptions | None = None,
     storage: str | None = None,
+    retry_failed: bool = False,
     transfer: bool = True,
     weight_bits: int | None = None,
     size_budget: str | int | None = None,
@@ -90,11 +91,12 @@ def compile(
     calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
     transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
-    measured. weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by
-    which a scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall
-    behind the best for sure (quantune.search.stopping); the answer is always measured on all images.
-    memory_limit: of each compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). The same call
-    continues an interrupted search. Raises QuantuneError with one line for the user.
+    measured. storage: a database whose trials workers share (docs/workers.md). retry_failed: measure again what failed.
+    weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by which a
+    scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall behind the
+    best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of each
+    compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). The same call continues an
+    interrupted search. Raises QuantuneError with one line for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
@@ -146,7 +148,7 @@ def compile(
             evaluator,
             folder,
             objective=goal,
-            fingerprint=_identity(builder, eval_split, threads),
+            fingerprint=study_identity(builder, eval_split, threads),
             sampler=sampler,
             seed=seed,
             max_trials=max_trials,
@@ -162,6 +164,7 @@ def compile(
             on_event=progress.on_event,
             identity=builder.identity,
             storage=storage,
+            retry_failed=retry_failed,
         )
         return finish(tuning, builder, evaluator, folder, notices, progress.on_stage)
 
@@ -282,18 +285,6 @@ def import_any(
     if options.shape is None:
         raise UsageError("a torch module needs the image shape: options=ModelOptions(shape=(3, 224, 224))")
     return importer.import_module(model, torch.zeros(options.batch, *options.shape), type(model).__name__)
-
-
-def _identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, str]:
-    """What a study belongs to; another value of any of these needs another folder."""
-    assert builder.calib is not None
-    return {
-        "model": f"{builder.model.name} {builder.model.fingerprint[:16]}",
-        "calibration images": builder.calib.fingerprint[:16],
-        "evaluation images": evaluation.fingerprint[:16],
-        "target": f"{builder.target}, {threads} threads",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-    }
 
 
 def _for_data(model: ModelLike, options: ModelOptions | None, split: Split | None) -> ModelOptions:

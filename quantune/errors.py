@@ -10,9 +10,17 @@ _MACHINE = frozenset(
 
 
 class QuantuneError(Exception):
-    """Base of all errors whose message is written for the user: one line, no traceback needed."""
+    """Base of all errors whose message is written for the user: one line, no traceback needed.
+
+    transient: the machine failed, not what was asked of it (a child was killed, memory, time or disk ran out), so that
+    the same may succeed another time.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object, transient: bool = False) -> None:
+        super().__init__(*args)
+        self.transient = transient
 
 
 class UsageError(QuantuneError):

@@ -34,6 +34,11 @@ def received() -> int | None:
     return _state.first
 
 
+def pending() -> bool:
+    """Whether an interruption waits for the end of a `held` block."""
+    return _state.waiting
+
+
 @contextlib.contextmanager
 def installed(*, last: bool = False) -> Iterator[None]:
     """Make each of the signals a KeyboardInterrupt inside the block; one that is ignored (nohup) stays ignored.

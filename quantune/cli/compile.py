@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
-_SEARCH_ONLY = ("max_trials", "time_budget", "storage", "weight_bits", "size_budget", "scorer")
+_SEARCH_ONLY = ("max_trials", "time_budget", "storage", "retry_failed", "weight_bits", "size_budget", "scorer")
 
 EPILOG = """\
 models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
@@ -107,7 +107,10 @@ def parser() -> OneLineParser:
         "--no-early-stop", action="store_true", help="measure every trial on all images, hopeless ones too"
     )
     search.add_argument(
-        "--storage", metavar="URL", help="an Optuna storage shared by several machines instead of OUT/study.db"
+        "--storage", metavar="URL", help="a database that workers share instead of OUT/study.db (docs/workers.md)"
+    )
+    search.add_argument(
+        "--retry-failed", action="store_true", default=None, help="measure again what failed or was given up"
     )
     bits = top.add_argument_group("bits")
     bits.add_argument("--weight-bits", type=count, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
@@ -203,8 +206,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
-            options=_options(arguments), memory_limit=arguments.memory_limit,
-            storage=arguments.storage, early_stop=not arguments.no_early_stop,
+            options=_options(arguments), memory_limit=arguments.memory_limit, storage=arguments.storage,
+            retry_failed=bool(arguments.retry_failed), early_stop=not arguments.no_early_stop,
             transfer=not arguments.no_transfer,
             weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
@@ -213,6 +216,11 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     if result.tuning.interrupted:
         print("quantune-compile: interrupted; everything measured is kept, the same command resumes", file=sys.stderr)
         return interrupted()
+    if not any(trial.score for trial in result.tuning.trials):
+        last = next((trial.reason for trial in reversed(result.tuning.trials)), result.tuning.stopped)
+        print(f"quantune-compile: no quantized artifact could be measured ({last}); once the cause is mended, "
+              "the same command with --retry-failed tries again", file=sys.stderr)  # fmt: skip
+        return FAILED
     return OK if result.feasible else INFEASIBLE
 
 

@@ -151,7 +151,10 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], f
         before = f"{target} {reason}; what it wrote was set aside in {kept}"
         if status is None:
             break
-    raise CompileFailed(f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}")
+    raise CompileFailed(
+        f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}",
+        transient=status is None or status <= 0,  # stopped, killed, crashed, or told a lie: it refused nothing
+    )
 
 
 def _failure(status: int | None, log: str, timeout_s: float, limit: int | None, output: Path) -> str | None:

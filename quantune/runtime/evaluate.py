@@ -138,7 +138,8 @@ class Worker:
         try:
             answer = self._servant.request(job, timeout_s=limit)
         except Lost as error:
-            raise RunFailed(f"{job.get('program', 'program')}: {error}{self._limit_told(str(error))}") from error
+            message = f"{job.get('program', 'program')}: {error}{self._limit_told(str(error))}"
+            raise RunFailed(message, transient=True) from error
         if "error" in answer:
             raise _error({**answer, "message": f"{answer['message']}{self._limit_told(str(answer['message']))}"})
         self.peak_bytes = max(self.peak_bytes, int(answer.get("peak", 0)))
@@ -167,9 +168,8 @@ def evaluate(
 
 def _error(answer: Mapping[str, Any]) -> QuantuneError:
     kind = getattr(errors, str(answer["error"]), None)
-    if isinstance(kind, type) and issubclass(kind, QuantuneError):
-        return kind(answer["message"])
-    return RunFailed(str(answer["message"]))
+    known = isinstance(kind, type) and issubclass(kind, QuantuneError)
+    return (kind if known else RunFailed)(str(answer["message"]), transient=answer.get("transient") is True)
 
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:

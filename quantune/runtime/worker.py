@@ -45,9 +45,10 @@ def _answer(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     try:
         return {"result": _JOBS[job["job"]](job, device, threads)}
     except QuantuneError as error:
-        return {"error": type(error).__name__, "message": str(error)}
+        return {"error": type(error).__name__, "message": str(error), "transient": error.transient}
     except MemoryError:
-        return {"error": RunFailed.__name__, "message": f"{job.get('program', 'the job')}: out of memory"}
+        message = f"{job.get('program', 'the job')}: out of memory"
+        return {"error": RunFailed.__name__, "message": message, "transient": True}
     except Exception as error:  # an answer, whatever happens: the other side decides what a failure means
         message = f"{job.get('program', 'the job')}: {type(error).__name__}: {error}".splitlines()[0]
         return {"error": RunFailed.__name__, "message": message}

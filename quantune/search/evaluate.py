@@ -20,8 +20,8 @@ METRICS = ("accuracy", "latency", "size")
 class TrialFailed(QuantuneError):
     """One configuration could not be measured; the search records the reason and goes on."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason, transient=transient)
         self.reason = reason
 
 

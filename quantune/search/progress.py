@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quantune.config import QuantConfig
@@ -41,3 +43,26 @@ class Budget:
             raise UsageError(f"number of trials {self.max_trials}: expected a whole number, 1 or more")
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise UsageError(f"time budget {self.time_budget_s} s: expected more than 0")
+
+    def spent(self, trials: int, elapsed_s: float) -> str:
+        """Which limit is reached, in words; empty while none is."""
+        if self.max_trials is not None and trials >= self.max_trials:
+            return f"{self.max_trials} trials"
+        if self.time_budget_s is not None and elapsed_s >= self.time_budget_s:
+            return f"time budget of {self.time_budget_s:g} s"
+        return ""
+
+    def total(self, size: int | None) -> int | None:
+        """How many trials there will be at most, in a space of ``size`` configurations."""
+        return min((n for n in (self.max_trials, size) if n is not None), default=None)
+
+    def left(self, trials: Iterable[TuningTrial], elapsed_s: float, size: int | None) -> float | None:
+        """Estimated seconds until the search ends, None while unknown."""
+        limits: list[float] = []
+        if self.time_budget_s is not None:
+            limits.append(max(0.0, self.time_budget_s - elapsed_s))
+        trials, total = list(trials), self.total(size)
+        measured = [t.seconds for t in trials if t.score is not None]
+        if total is not None and measured:
+            limits.append(max(0, total - len(trials)) * statistics.fmean(measured))
+        return min(limits, default=None)

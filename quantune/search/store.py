@@ -1,121 +1,178 @@
-"""Where a search lives on disk: one folder, one lock, one Optuna study that survives being killed at any moment."""
+"""Where a search lives: one folder with one lock and one Optuna study, or a study in a storage that workers share."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import RDBStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
 
-from quantune.errors import UsageError
-from quantune.process.owner import lease_is_dead
+from quantune.errors import QuantuneError, UsageError
+from quantune.search.storage import (
+    HURRY_S,
+    LOCK_WAIT_S,
+    PATIENCE_S,
+    Direction,
+    Patient,
+    line_of,
+    make_study,
+    open_storage,
+    release,
+)
+from quantune.search.urls import scrub, shown
 
 logger = logging.getLogger(__name__)
-
-Direction = Literal["minimize", "maximize"]
 
 DATABASE = "study.db"
 LOCK = "study.lock"
 SEARCH, BASELINES = "quantune", "quantune-baselines"
-_FINGERPRINT = "fingerprint"
-_LOCK_WAIT_S = 60
+NAMED_BY = ("model", "calibration images", "evaluation images", "target", "objective", "space")
+"""What makes another search of it: a shared storage holds a study for each. All else has to agree within a study."""
+_FINGERPRINT, _FORMAT = "fingerprint", "format"
+_MAKING_S = 20
 
 
 class Store:
-    """The two studies of a search (configurations and float baselines) in `folder`, held by this process alone.
+    """The two studies of a search (configurations and float baselines).
 
-    Opening refuses a folder that another process uses, a study made under another `fingerprint` (the first differing
-    field is named) and a damaged database (which is moved aside). `url` puts the studies into any Optuna storage
-    instead of the folder.
+    In `folder`, held by this process alone; or with `url` in any Optuna storage, shared with other workers. Opening
+    refuses a folder that another process uses, a study made under another `fingerprint` (the first differing field is
+    named) and a damaged database (which is moved aside). notice: hears what is waited for.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: Mapping[str, str], direction: Direction, *, url: str | None = None
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, str],
+        direction: Direction,
+        *,
+        url: str | None = None,
+        notice: Callable[[str], None] = logger.warning,
     ) -> None:
-        self.folder = folder
+        self.folder, self.url, self.shared = folder, url, url is not None
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"output folder {folder}: {error.strerror}; choose another folder") from error
         self._lock = _acquire(folder / LOCK)
-        self._storage: RDBStorage | None = None
-        self._shared = url is not None
+        self.storage: Patient | None = None
         try:
-            self._open(dict(fingerprint), direction, url)
+            self._open(dict(fingerprint), direction, notice)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, fingerprint: dict[str, str], direction: Direction, url: str | None) -> None:
+    @property
+    def where(self) -> str:
+        """What to call it in messages; never with a password."""
+        return str(self.folder / DATABASE) if self.url is None else f"storage {shown(self.url)}"
+
+    def _open(self, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]) -> None:
+        if self.url is not None:
+            self._open_shared(self.url, fingerprint, direction, notice)
+        else:
+            self._open_own(fingerprint, direction, notice)
+        found = self.search.user_attrs.get(_FINGERPRINT)
+        if not isinstance(found, dict):
+            raise UsageError(f"{self.where}: holds a study that quantune did not make; {self._elsewhere}")
+        self._compare(found, fingerprint)
+        logger.debug("study %s in %s", self.search.study_name, self.where)
+
+    def _open_own(self, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]) -> None:
         path = self.folder / DATABASE
-        created = url is None and not path.exists()
+        created = not path.exists()
         if created:
-            self._create(path, fingerprint, direction)
-        if url is None:
-            _check(path)
+            _create(path, fingerprint, direction)
+        _check(path)
+        url = f"sqlite:///{path.resolve()}"
         try:
-            self._storage = _rdb(url or f"sqlite:///{path.resolve()}", known=created)
-            if url is not None:
-                _create_studies(self._storage, fingerprint, direction)
-            self.search = optuna.load_study(study_name=SEARCH, storage=self._storage)
-            self.baselines = optuna.load_study(study_name=BASELINES, storage=self._storage)
-            found = self.search.user_attrs.get(_FINGERPRINT)
-            trials = [*self.search.get_trials(deepcopy=False), *self.baselines.get_trials(deepcopy=False)]
-        except UsageError:
+            storage = open_storage(url, known=created)
+            self.storage = Patient(storage, url, str(path), patience_s=0.0, notice=notice)
+            self._load(SEARCH, BASELINES)
+        except QuantuneError:
             raise
         except Exception as error:  # Optuna and SQLAlchemy have no common base for "this is not what I wrote"
-            if url is not None:
-                raise UsageError(f"storage {url}: cannot be opened ({_line(error)})") from error
-            raise quarantine(path, _line(error)) from error
-        if not isinstance(found, dict):
-            raise UsageError(f"{url or path}: holds a study that quantune did not make; choose another output folder")
-        _compare(found, fingerprint, url or str(path))
-        logger.debug("study %s: %d trials", url or path, len(trials))
+            raise quarantine(path, line_of(error, url)) from error
 
-    def _create(self, path: Path, fingerprint: dict[str, str], direction: Direction) -> None:
-        # Under another name until it is whole: a kill in between must not leave a half-made study.
-        fresh = path.with_name(path.name + ".new")
-        for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
-            leftover.unlink(missing_ok=True)
-        # Nothing is at stake until the rename, so the hundreds of small commits need not reach the disk one by one.
-        storage = RDBStorage(f"sqlite:///{fresh.resolve()}", engine_kwargs={"creator": lambda: _unsynced(fresh)})
+    def _open_shared(
+        self, url: str, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]
+    ) -> None:
+        name = study_name(fingerprint)
         try:
-            _create_studies(storage, fingerprint, direction)
-        finally:
-            storage.engine.dispose()
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
+            storage = open_storage(url)
+            self.storage = Patient(storage, url, self.where, patience_s=PATIENCE_S, notice=notice)
+            make_study(storage, f"{name} baselines", direction)
+            created = make_study(storage, name, direction)
+            self._load(name, f"{name} baselines")
+            if created:  # the storage lets one worker alone create it
+                self.search.set_user_attr(_FINGERPRINT, fingerprint)
+            self._await_fingerprint(fingerprint)
+        except QuantuneError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{self.where}: cannot be opened ({line_of(error, url)}); check the address and that the server runs"
+            ) from scrub(error, url)
 
-    def abandoned(self) -> list[tuple[Study, FrozenTrial]]:
-        """Trials that no living process is measuring although they are marked as running."""
-        return [
-            (study, trial)
-            for study in (self.search, self.baselines)
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            # The folder's lock is ours, so in our own database nobody else can be measuring.
-            if not self._shared or lease_is_dead(trial.user_attrs.get("lease"))
-        ]
+    def _await_fingerprint(self, fingerprint: dict[str, str]) -> None:
+        """Wait for the worker that creates the study; if it ends before it says what the study is of, say it."""
+        deadline = time.monotonic() + _MAKING_S
+        while _FINGERPRINT not in self.search.user_attrs:
+            if time.monotonic() > deadline:
+                self.search.set_user_attr(_FINGERPRINT, fingerprint)
+            time.sleep(0.05)
 
-    def handle(self, study: Study, trial: FrozenTrial) -> Trial:
-        """The writable form of a trial."""
-        return Trial(study, trial._trial_id)
+    def _load(self, search: str, baselines: str) -> None:
+        assert self.storage is not None
+        for name in (search, baselines):  # asked directly, so that what cannot be read is noticed here and at once
+            optuna.load_study(study_name=name, storage=self.storage.backend).get_trials(deepcopy=False)
+        self.search: Study = optuna.load_study(study_name=search, storage=self.storage)
+        self.baselines: Study = optuna.load_study(study_name=baselines, storage=self.storage)
+
+    @property
+    def _elsewhere(self) -> str:
+        """How to start anew, in words."""
+        return "choose another output folder" if self.url is None else "choose another database"
+
+    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+        if found.get(_FORMAT) != wanted.get(_FORMAT):
+            raise UsageError(
+                f"{self.where}: was written by another version of quantune (format {found.get(_FORMAT)}, this one "
+                f"writes {wanted.get(_FORMAT)}); {self._elsewhere} to start anew"
+            )
+        for name in dict.fromkeys([*wanted, *found]):
+            if found.get(name) != wanted.get(name):
+                before, now = _apart(found.get(name), wanted.get(name))
+                raise UsageError(
+                    f"{self.where}: was made with {name}={before}, now {name}={now}; "
+                    f"use the same {name} to continue it, or {self._elsewhere} to start anew"
+                )
+
+    @property
+    def study_ids(self) -> tuple[int, int]:
+        """The storage's names for the two studies."""
+        return self.search._study_id, self.baselines._study_id
+
+    def hurry(self) -> None:
+        """Wait no longer than a few seconds for a database that is away."""
+        if self.storage is not None:
+            self.storage.patience_s = min(self.storage.patience_s, HURRY_S)
 
     def close(self) -> None:
         """Release the database and the lock."""
-        if self._storage is not None:
-            self._storage.engine.dispose()
-            self._storage = None
+        if self.storage is not None:
+            release(self.storage.backend)
+            self.storage = None
         self._lock.close()
 
     def __enter__(self) -> Store:
@@ -123,6 +180,31 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def study_name(fingerprint: Mapping[str, str]) -> str:
+    """The name under which a shared storage holds the study of a search: its model, and a hash of what it is of."""
+    told = json.dumps({name: fingerprint.get(name, "") for name in NAMED_BY}, sort_keys=True)
+    words = ("quantune", fingerprint.get("model", "").partition(" ")[0][:80], hashlib.sha256(told.encode()).hexdigest())
+    return " ".join(word for word in (*words[:2], words[2][:12]) if word)
+
+
+def _create(path: Path, fingerprint: dict[str, str], direction: Direction) -> None:
+    # Under another name until it is whole: a kill in between must not leave a half-made study.
+    fresh = path.with_name(path.name + ".new")
+    for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
+        leftover.unlink(missing_ok=True)
+    # Nothing is at stake until the rename, so the hundreds of small commits need not reach the disk one by one.
+    storage = RDBStorage(f"sqlite:///{fresh.resolve()}", engine_kwargs={"creator": lambda: _unsynced(fresh)})
+    try:
+        for name in (SEARCH, BASELINES):
+            make_study(storage, name, direction)
+        optuna.load_study(study_name=SEARCH, storage=storage).set_user_attr(_FINGERPRINT, fingerprint)
+    finally:
+        storage.engine.dispose()
+    with fresh.open("rb") as file:
+        os.fsync(file.fileno())
+    fresh.replace(path)
 
 
 def quarantine(path: Path, why: str) -> UsageError:
@@ -163,7 +245,7 @@ def _check(path: Path) -> None:
     if path.stat().st_size == 0:
         raise quarantine(path, "it is empty")
     try:
-        connection = sqlite3.connect(path, timeout=_LOCK_WAIT_S)
+        connection = sqlite3.connect(path, timeout=LOCK_WAIT_S)
         try:
             verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         finally:
@@ -184,39 +266,11 @@ def _unsynced(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _rdb(url: str, *, known: bool = False) -> RDBStorage:
-    # SQLite answers "database is locked" at once by default, and a dashboard that reads is enough to get it.
-    options = {"connect_args": {"timeout": _LOCK_WAIT_S}} if url.startswith("sqlite") else {}
-    # Finding out which schema a database has takes longer than all else; one made a moment ago has today's.
-    return RDBStorage(url, engine_kwargs=options, skip_compatibility_check=known, skip_table_creation=known)
-
-
-def _create_studies(storage: BaseStorage, fingerprint: Mapping[str, str], direction: Direction) -> None:
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))  # it tells of each study that it creates
-    try:
-        study = optuna.create_study(study_name=SEARCH, storage=storage, direction=direction, load_if_exists=True)
-        optuna.create_study(study_name=BASELINES, storage=storage, direction=direction, load_if_exists=True)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-    if _FINGERPRINT not in study.user_attrs and not study.get_trials(deepcopy=False):
-        study.set_user_attr(_FINGERPRINT, dict(fingerprint))
-
-
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, str], where: str) -> None:
-    for name in dict.fromkeys([*wanted, *found]):
-        if found.get(name) != wanted.get(name):
-            raise UsageError(
-                f"{where}: was made with {name}={_short(found.get(name))}, now {name}={_short(wanted.get(name))}; "
-                f"use the same {name} to continue it, or another output folder to start anew"
-            )
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+def _apart(found: object, wanted: object) -> tuple[str, str]:
+    """Two values as texts of at most some 60 characters that show where they begin to differ."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in (found, wanted)]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = texts[0].rfind(" ", 0, same) + 1 if max(map(len, texts)) > 60 else 0
+    cut = [("…" if start else "") + text[start:] for text in texts]
+    first, second = (text if len(text) <= 60 else text[:57] + "..." for text in cut)
+    return first, second

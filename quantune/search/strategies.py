@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import Trial
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from quantune.errors import UsageError
-from quantune.search.features import FeatureHook, Params, enumerate_space
+from quantune.search.features import FeatureHook, Params, enumerate_space, key_of
 from quantune.search.sampler import Prior, XGBoostSampler
+from quantune.search.storage import Direction, make_study
 from quantune.search.transfer import PastStudy
 
 NAMES = ("xgboost", "random", "grid", "genetic", "tpe")
-_REPEATS = 20
+_REPEATS, _REPEATS_AT_LARGE = 20, 500
 
 
 class Strategy:
-    """Asks a study for trials under one of `NAMES`.
+    """Proposes points under one of `NAMES`.
 
     grid and random walk the points not yet visited, in order and shuffled: Optuna's own samplers of these names cannot
-    be resumed by ask-and-tell (grid) and repeat points (random). genetic and tpe do repeat points; after `_REPEATS`
-    repetitions in a row an unvisited point is drawn at random instead, so that a search always gets on.
+    be resumed by ask-and-tell (grid) and repeat points (random). genetic and tpe do repeat points, which are answered
+    from memory; after `_REPEATS` repetitions an unvisited point is drawn at random instead, so that a search always
+    gets on.
     """
 
     def __init__(
@@ -49,17 +52,56 @@ class Strategy:
         self._prior = prior
         self._past = tuple(past)
         self._identity = identity
-        self._repeats = 0
         self.points = enumerate_space(space)
         if name == "grid" and self.points is None:
             raise UsageError("sampler 'grid': the space has too many points to list; use xgboost, tpe or random")
 
-    def sampler(self, finished: int, reference: float | None = None) -> BaseSampler:
-        """The Optuna sampler behind the name; `finished` trials exist already, so that a resumed study draws anew.
+    def propose(
+        self,
+        direction: Direction,
+        known: Sequence[FrozenTrial],
+        unvisited: Sequence[Params] | None,
+        reference: float | None = None,
+    ) -> Proposal | None:
+        """The next point, from the seed and the known trials alone; None when nothing new is found.
 
+        known: the measured and the failed ones in the order in which they were proposed, then those that run. Neither
+        the numbers they have in their study nor other trials there make a difference, so a search that was interrupted
+        goes on as if it had not been. unvisited: the points not among them; None for a space too large to list.
         reference: the f32 accuracy where accuracy is the goal; without it past studies are not used.
         """
-        seed = (self._seed + 1_000_003 * finished) % 2**32
+        if unvisited is not None and not unvisited:
+            return None
+        if self._name in ("grid", "random") and unvisited is not None:
+            return Proposal(dict(unvisited[0 if self._name == "grid" else self._draw(len(known), len(unvisited))]), {})
+        return self._sampled(direction, known, unvisited, reference)
+
+    def _sampled(
+        self,
+        direction: Direction,
+        known: Sequence[FrozenTrial],
+        unvisited: Sequence[Params] | None,
+        reference: float | None,
+    ) -> Proposal | None:
+        """What an Optuna sampler proposes in a study in memory that holds the known trials and nothing else."""
+        memory = InMemoryStorage()
+        make_study(memory, "proposals", direction)
+        sampler = self._sampler(len(known), reference)
+        study = optuna.load_study(study_name="proposals", storage=memory, sampler=sampler)
+        study.add_trials(known)
+        values = {self._same(t.params): t.value if t.state == TrialState.COMPLETE else None for t in known}
+        for _ in range(_REPEATS if unvisited is not None else _REPEATS_AT_LARGE):
+            trial = study.ask(self._space)
+            if self._same(trial.params) not in values:
+                return Proposal(dict(trial.params), study.get_trials(deepcopy=False)[-1].system_attrs)
+            value = values[self._same(trial.params)]  # it hears again what it knew, and thinks anew
+            study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        if unvisited is None:
+            return None
+        return Proposal(dict(unvisited[self._draw(len(known), len(unvisited))]), {})
+
+    def _sampler(self, known: int, reference: float | None) -> BaseSampler:
+        seed = (self._seed + 1_000_003 * known) % 2**32
         if self._name == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
         if self._name == "genetic":
@@ -77,22 +119,19 @@ class Strategy:
             )
         return optuna.samplers.RandomSampler(seed=seed)
 
-    def ask(self, study: Study, unvisited: Sequence[Mapping[str, Any]] | None) -> Trial:
-        """The next trial: one that waits in the study's queue, else a proposal. unvisited: None for endless spaces."""
-        waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-        if not waiting and unvisited and (self._name in ("grid", "random") or self._repeats >= _REPEATS):
-            study.enqueue_trial(dict(unvisited[self._index(study, len(unvisited))]))
-        return study.ask(self._space)
+    def _same(self, params: Params) -> Hashable:
+        return key_of(params, self._space) if self._identity is None else self._identity(params)
 
-    def seen(self, *, repeated: bool) -> None:
-        """Take note of whether the last proposal had been measured before."""
-        self._repeats = self._repeats + 1 if repeated else 0
+    def _draw(self, known: int, count: int) -> int:
+        return int(np.random.default_rng([self._seed, known]).integers(count))
 
-    def _index(self, study: Study, count: int) -> int:
-        if self._name == "grid":
-            return 0
-        number = len(study.get_trials(deepcopy=False))
-        return int(np.random.default_rng([self._seed, number]).integers(count))
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to measure. marks: what the sampler wants to find again in the trial's system attributes."""
+
+    params: Mapping[str, Any]
+    marks: Mapping[str, Any]
 
 
 def check(name: str, seed: int) -> None:

@@ -47,7 +47,9 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
     "quantune.device": names("numpy quantune .compiler .runtime"),
-    "quantune.search": names("numpy scipy optuna xgboost mlir_passes.network .config .interrupts .process .space"),
+    "quantune.search": names(
+        "numpy scipy optuna sqlalchemy grpc xgboost mlir_passes.network .config .interrupts .process .space"
+    ),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.request": names(".config .data"),
     "quantune.builder": names(
@@ -65,10 +67,11 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.notices": set(),
     "quantune.outcome": names(".builder .compiler .evaluator .notices .reporting .runtime .search"),
+    "quantune.identity": names(".builder .compiler .data .reporting .versions"),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
-        " .notices .outcome .places .plan .process .files .guidance .proxies .reporting .request .runtime .search"
-        " .space .versions .zoo"
+        " .notices .outcome .places .plan .process .files .guidance .identity .proxies .reporting .request .runtime"
+        " .search .space .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.verification": names("numpy .compiler .data .process .runtime"),
@@ -87,7 +90,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/space.py": {"optuna"},
     "quantune/api.py": {"torch", "quantune.frontend", "quantune.zoo"},
     "quantune/runtime": {"iree"},
-    "quantune/search": {"xgboost"},
+    "quantune/search": {"xgboost", "grpc"},
     "quantune/data": {"PIL", "sklearn"},
     "mlir_passes/base.py": {"torch_mlir"},
     "mlir_passes/registry.py": {"torch_mlir"},
@@ -96,7 +99,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {
     "PIL": "pillow", "sklearn": "scikit-learn", "torch_mlir": "torch-mlir", "iree.runtime": "iree-base-runtime",
-    "iree.compiler": "iree-base-compiler",
+    "iree.compiler": "iree-base-compiler", "grpc": "grpcio",
 }  # fmt: skip
 
 

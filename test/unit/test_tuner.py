@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import time
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution
+from tuner_bench import F16, F32, ONE_AXIS, SMALL, Recorder, measure
+from tuner_bench import quick_disk as quick_disk
 
 from quantune import space as level1
 from quantune.config import QuantConfig
@@ -16,38 +16,7 @@ from quantune.search.evaluate import Objective, Score, TrialFailed
 from quantune.search.result import TuningTrial, choose, pareto_front, to_time
 from quantune.search.tuner import tune
 
-F32, F16 = QuantConfig(precision="f32"), QuantConfig(precision="f16")
-SMALL = {name: CategoricalDistribution(values[:2]) for name, values in level1.PARAMETERS.items()}
-ONE_AXIS = {n: CategoricalDistribution(v if n == "scheme" else v[:1]) for n, v in level1.PARAMETERS.items()}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-
-def measure(config: QuantConfig) -> Score:
-    """A fixed, cheap stand-in for compiling and running."""
-    if config.is_float:
-        return Score(0.80, 10.0 if config == F32 else 9.0, 4000 if config == F32 else 2000, 1000)
-    noise = int(hashlib.sha256(str(config).encode()).hexdigest()[:8], 16) / 2**32
-    return Score(0.70 + 0.1 * round(noise, 3), 5.0 + noise, 1000 + int(100 * noise), 1000)
-
-
-class Recorder:
-    """Measures and remembers what it was asked."""
-
-    def __init__(self, fail=lambda c: False, stop_at: int | None = None) -> None:
-        self.seen: list[QuantConfig] = []
-        self._fail, self._stop_at = fail, stop_at
-
-    def __call__(self, config: QuantConfig) -> Score:
-        self.seen.append(config)
-        if len(self.seen) == self._stop_at:
-            raise KeyboardInterrupt
-        if self._fail(config):
-            raise TrialFailed("no kernel for it")
-        return measure(config)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def test_finds_the_best_and_measures_each_point_once(tmp_path: Path) -> None:
@@ -365,15 +334,3 @@ def test_score_written_before_a_kill_counts(tmp_path: Path) -> None:
     again = Recorder()
     assert len(tune(again, tmp_path, space=ONE_AXIS, max_trials=2).trials) == 2
     assert again.seen == []
-
-
-def test_a_configuration_that_kills_its_process_is_given_up(tmp_path: Path) -> None:
-    evil = QuantConfig()
-    for _ in range(3):
-        killed = Recorder(stop_at=1)
-        assert tune(killed, tmp_path, first=(evil,), max_trials=2, baselines=()).interrupted
-        assert killed.seen == [evil]
-    last = Recorder()
-    result = tune(last, tmp_path, first=(evil,), max_trials=2, baselines=())
-    assert evil not in last.seen
-    assert [(t.config, t.state) for t in result.trials if t.state != "complete"] == [(evil, "lost")]

@@ -1,0 +1,32 @@
+"""What the trials of a search have to agree in, so that they may be compared with each other."""
+
+from __future__ import annotations
+
+import hashlib
+
+from quantune.builder import Builder
+from quantune.compiler.targets import host_identity
+from quantune.data.splits import Split
+from quantune.reporting import processor_name
+from quantune.versions import versions
+
+
+def study_identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, str]:
+    """What a study belongs to, by name; a study made under another value of any of these is not continued.
+
+    The processor is among them whatever is sought: it decides the program where the target is this machine, every
+    latency, and the last bits of the calibration, which runs on it for all targets.
+    """
+    assert builder.calib is not None
+    target = builder.target
+    return {
+        "model": f"{builder.model.name} {builder.model.fingerprint[:16]}",
+        "calibration images": builder.calib.fingerprint[:16],
+        "evaluation images": evaluation.fingerprint[:16],
+        "target": str(target),
+        "processor": f"{processor_name()} {hashlib.sha256(host_identity().encode()).hexdigest()[:8]}",
+        "kernels": target.kernels() or "none",
+        "flags": " ".join(target.flags()),
+        "threads": str(threads),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
