@@ -35,6 +35,8 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
 
 def ints(op: ir.Operation, name: str) -> tuple[int, ...]:
     """An integer array attribute (dense elements, dense array or array attribute) as a tuple."""
+    if name in ("strides", "dilations") and name not in op.attributes:
+        return (1, 1)  # the default of linalg's windows
     attribute = op.attributes[name]
     if isinstance(attribute, ir.DenseElementsAttr):
         return tuple(int(i) for i in np.array(attribute).reshape(-1))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantune import places
 from quantune.allocator import BitsWanted
-from quantune.builder import Builder, output_folder
+from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache, content_key
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
@@ -17,7 +17,7 @@ from quantune.config import QuantConfig
 from quantune.data.choice import Images, calibration_images, search_images
 from quantune.data.splits import Split
 from quantune.errors import UsageError
-from quantune.evaluator import Evaluator
+from quantune.evaluator import Evaluator, check_measurable
 from quantune.files import SUFFIXES, import_file
 from quantune.guidance import guide
 from quantune.identity import study_identity
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from quantune.zoo.recipes import Recipe
 
     ModelLike = str | Path | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
-
-logger = logging.getLogger(__name__)
 
 FLOATS = (QuantConfig(precision="f32"), QuantConfig(precision="f16"))
 
@@ -107,15 +105,17 @@ def compile(
     memory.check(memory_limit)
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
-    folder = output_folder(out)
-    device = parse(target) if isinstance(target, str) else target
+    folder = places.folder(out, "output folder")
+    device, cache = parse(target) if isinstance(target, str) else target, cache or ArtifactCache()
+    check_measurable(device, cache)
     notices = Notices()
     with notices.listening():
         calib_split, eval_split = search_images(calib, eval)
-        cache, peaks = cache or ArtifactCache(), memory.Peaks()
+        peaks = memory.Peaks()
         progress.on_stage("importing the model")
         peaks.begin("import")
         imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
+    imported.check_searchable()
     debugging = debugging or Debugging(reproducer_dir=folder / "failures")
     builder = Builder(
         imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration,
@@ -166,6 +166,8 @@ def compile(
             storage=storage,
             retry_failed=retry_failed,
         )
+        if tuning.interrupted:
+            builder.close(stop=True)
         return finish(tuning, builder, evaluator, folder, notices, progress.on_stage)
 
 
@@ -284,7 +286,7 @@ def import_any(
         return importer.import_program(model, "model")
     if options.shape is None:
         raise UsageError("a torch module needs the image shape: options=ModelOptions(shape=(3, 224, 224))")
-    return importer.import_module(model, torch.zeros(options.batch, *options.shape), type(model).__name__)
+    return importer.import_module(model, models.example(options.batch, options.shape), type(model).__name__)
 
 
 def _for_data(model: ModelLike, options: ModelOptions | None, split: Split | None) -> ModelOptions:

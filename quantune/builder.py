@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from quantune.compiler import pipelines
 from quantune.compiler.cache import ArtifactCache, content_key
 from quantune.compiler.inspect import LayerExecution, layer_executions, required_processor
 from quantune.compiler.iree import CompiledModule, compile_module
+from quantune.compiler.job import stop_all
 from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.provenance import Measured, Provenance, attach
 from quantune.compiler.targets import Target
@@ -44,6 +45,8 @@ from quantune.space import CALIBRATION_SIZES
 from quantune.versions import versions
 
 logger = logging.getLogger(__name__)
+
+_MOMENT_S = 0.05
 
 _AHEAD = 2
 """Programs that are built in the background at a time."""
@@ -116,6 +119,7 @@ class Builder:
         self._weights: KnownWeights = {}
         self._built: dict[str, Built] = {}  # by identity
         self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
+        self._begun: list[Future[None]] = []
         self._compiling: dict[str, threading.Lock] = {}
         self._building: dict[str, threading.Lock] = {}
         if calib is not None and calib.source.shape != model.input_shape[1:]:
@@ -219,13 +223,17 @@ class Builder:
         calibrates, before the configurations.
         """
         if calibration and self.calib is not None:
-            self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
-        for config in configs:
-            self._ahead.submit(_quietly, self.build, config)
+            made = self._ahead.submit(_quietly, self._compile_instrumented, observed(self.model.network))
+            self._begun.append(made)
+        self._begun += [self._ahead.submit(_quietly, self.build, config) for config in configs]
 
-    def close(self) -> None:
-        """Forget what `prepare` has not begun, and wait for what it has."""
-        self._ahead.shutdown(cancel_futures=True)
+    def close(self, *, stop: bool = False) -> None:
+        """Forget what `prepare` has not begun, and wait for what it has, or stop that too."""
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+        while stop and wait(self._begun, timeout=_MOMENT_S).not_done:
+            stop_all()  # again: what was in the passes may have come to its compilation since
+        self._ahead.shutdown()
+        self._begun = []
         self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
@@ -344,13 +352,3 @@ def full_batch(images: np.ndarray, size: int) -> np.ndarray:
     if len(images) == size:
         return images
     return np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])
-
-
-def output_folder(path: Path | str) -> Path:
-    """Create a folder for results. Raises UsageError when that is impossible."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output folder '{folder}': {error.strerror or error}") from error
-    return folder

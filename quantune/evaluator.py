@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,15 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune.builder import Builder, Built
-from quantune.compiler.cache import content_key, trim
+from quantune.compiler.cache import ArtifactCache, content_key, trim
+from quantune.compiler.probe import needed_processor
+from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, materialize, take_up
 from quantune.data.splits import Split, batches
-from quantune.errors import RunFailed, UsageError
+from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import private, scratch
-from quantune.runtime.devices import open_device
+from quantune.runtime.devices import lacking, open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer, Runner, Timer
+from quantune.runtime.host import architecture, host_features
 from quantune.runtime.measure import Effort
 from quantune.search.evaluate import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
@@ -37,6 +41,20 @@ FINAL = Effort(repetitions=10, min_seconds=0.6, warmup_seconds=0.1)
 
 IMAGES_LIMIT_BYTES = 4 << 30
 """Evaluation images that are kept on disk from one search to the next; those in use always stay."""
+
+
+def check_measurable(target: Target, cache: ArtifactCache) -> None:
+    """Raise EnvironmentFailure where programs of ``target`` cannot run on this machine, before any work is done."""
+    if target.name != "cpu":
+        open_device(target.device())
+        return
+    needed = needed_processor(target, cache)
+    machine = architecture(platform.machine())
+    if needed is not None and (reason := lacking(needed, machine, host_features(), "this machine")):
+        raise EnvironmentFailure(
+            f"target {target}: a search measures its programs, which are {reason}; "
+            "search on such a machine, or build one configuration here with --config LINE"
+        )
 
 
 class Evaluator:
@@ -104,7 +122,7 @@ class Evaluator:
     ) -> None:
         self._runner.close()
         self._timer.close()
-        self.builder.close()
+        self.builder.close(stop=kind is not None)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

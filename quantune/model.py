@@ -7,6 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlir_passes.network import Network
 from quantune.errors import ImportFailed, UsageError
 
@@ -35,6 +37,21 @@ class ImportedModel:
             raise UsageError(f"model '{self.name}' has inputs {shapes}; expected one image batch (n, c, h, w)")
         return inputs[0].shape
 
+    def check_searchable(self) -> None:
+        """Raise UsageError for a network that no search can do anything with: nothing to quantize, or no scores."""
+        shape = self.input_shape
+        if not self.network.layers:
+            raise UsageError(
+                f"model '{self.name}' has no convolution or matrix product with constant weights to quantize; "
+                "build it with precision=f32 or f16"
+            )
+        results = [self.network.by_name[name].shape for name in self.network.outputs]
+        if len(results) != 1 or len(results[0]) != 2 or results[0][0] != shape[0]:
+            shapes = ", ".join(map(str, results)) or "nothing"
+            raise UsageError(
+                f"model '{self.name}' gives {shapes}; expected one number per class and image (n, classes)"
+            )
+
 
 def read_model(source: bytes, name: str) -> ImportedModel:
     """Read a linalg module from MLIR text or bytecode of our own; files of others go through quantune.files.
@@ -54,17 +71,57 @@ def read_model(source: bytes, name: str) -> ImportedModel:
 
 
 def from_module(module: ir.Module, name: str) -> ImportedModel:
-    """Name the layers of a linalg module, read its network, and take its bytecode."""
+    """Name the layers of a linalg module, read its network, and take its bytecode.
+
+    Raises UsageError for a function that cannot be called with images, and for weights that are no numbers.
+    """
+    from torch_mlir import ir
+
     from mlir_passes.prepare import prepare
-    from mlir_passes.read_network import NetworkError, read_network
+    from mlir_passes.read_network import NetworkError, main_function, read_network
 
     with module.context:
         try:
+            _check_function(main_function(module.operation), name)
             prepare(module.operation)
             network = read_network(module.operation).network
         except NetworkError as error:
             raise ImportFailed(f"model '{name}': {error}") from error
+        except (LookupError, TypeError, ValueError, ir.MLIRError) as error:  # forms that no matcher expects
+            raise ImportFailed(f"model '{name}': its form is not one this project reads: {_line(error)}") from error
+        _check_numbers(network, name)
         buffer = io.BytesIO()
         module.operation.write_bytecode(buffer)
     bytecode = buffer.getvalue()
     return ImportedModel(name, bytecode, network, hashlib.sha256(bytecode).hexdigest())
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _check_function(function: ir.Operation, name: str) -> None:
+    """Refuse what would fail late, under the name of a program in the cache."""
+    from torch_mlir import ir
+
+    symbol = ir.StringAttr(function.attributes["sym_name"]).value
+    hidden = "sym_visibility" in function.attributes
+    if symbol != "main" or hidden:
+        found = f"{'private ' if hidden else ''}@{symbol}"
+        raise UsageError(f"model '{name}': its function is {found}; expected a public func.func @main")
+    for i, argument in enumerate(function.regions[0].blocks[0].arguments):
+        if not isinstance(argument.type, ir.RankedTensorType):
+            continue  # told by read_network
+        if not isinstance(argument.type.element_type, ir.F32Type) or 0 in argument.type.shape:
+            raise UsageError(f"model '{name}': argument {i} is {argument.type}; expected f32 images, such as 1x3x64x64")
+
+
+def _check_numbers(network: Network, name: str) -> None:
+    for node in network.layers:
+        for what, values in (("weight", node.weight), ("bias", node.bias)):
+            if values is not None and not np.isfinite(values).all():
+                count = np.count_nonzero(~np.isfinite(values))
+                raise UsageError(
+                    f"model '{name}': layer '{node.name}': {count} of {values.size} numbers of its {what} are NaN or "
+                    "infinite; check the weights, and batch norms folded into them"
+                )

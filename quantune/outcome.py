@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quantune import interrupts, places
 from quantune.builder import Builder
-from quantune.compiler.cache import write_atomically
 from quantune.errors import RunFailed
 from quantune.evaluator import Evaluator
 from quantune.notices import Notices
@@ -79,24 +79,38 @@ def finish(
         report = write_reports(folder, tuning, builder, evaluator, None, None, notices.texts)
         return Result(None, None, tuning.feasible, tuning, report, notices.texts)
     on_stage("writing and verifying the artifact")
-    artifact = builder.artifact(trial.config, measured(evaluator, trial))
+    artifact, path = None, None
+    try:
+        artifact = builder.artifact(trial.config, measured(evaluator, trial))
+        path = _write(artifact, builder, evaluator, trial, folder)
+    except KeyboardInterrupt:  # for the second time, perhaps: the report must do
+        tuning = replace(tuning, interrupted=True)
+    except _Rejected as reason:
+        line = f"{reason}; the file is kept as {folder / REJECTED}, the measurements in the study"
+        write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line)
+        raise RunFailed(line) from reason
+    with interrupts.held():
+        report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts)
+    return Result(artifact, path, tuning.feasible, tuning, report, notices.texts)
+
+
+def _write(artifact: Artifact, builder: Builder, evaluator: Evaluator, trial: TuningTrial, folder: Path) -> Path:
+    """Write the file and, once it is verified, its recipe; at no time do the two describe different artifacts."""
     path = artifact.save(folder / _UNVERIFIED)
     try:
         accuracy = _verified(evaluator, trial, path)
         latency = _timed(evaluator, trial, path)
-        path = path.replace(folder / BEST)
-    except _Rejected as reason:
+        recipe = describe(builder, evaluator, trial, artifact, accuracy, latency)
+        text = json.dumps(recipe, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        with interrupts.held():
+            path = path.replace(folder / BEST)
+            places.write(folder / RECIPE, text, "recipe")
+        return path
+    except _Rejected:
         _reject(folder)
-        line = f"{reason}; the file is kept as {folder / REJECTED}, the measurements in the study"
-        write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line)
-        raise RunFailed(line) from reason
+        raise
     finally:
         (folder / _UNVERIFIED).unlink(missing_ok=True)
-    recipe = describe(builder, evaluator, trial, artifact, accuracy, latency)
-    text = json.dumps(recipe, indent=2, ensure_ascii=False)
-    write_atomically(folder / RECIPE, text.encode("utf-8", "backslashreplace"))
-    report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts)
-    return Result(artifact, path, tuning.feasible, tuning, report, notices.texts)
 
 
 class _Rejected(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -19,27 +20,28 @@ def folder(path: Path | str, what: str) -> Path:
     """
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
         _try(path)
     except OSError as error:
         raise refused(f"{what} '{path}'", error, "expected a writable folder") from error
+    except RecursionError as error:
+        raise UsageError(f"{what} '{path}': too many folders in one another; expected a writable folder") from error
     return path
 
 
 def file(path: Path | str, what: str) -> Path:
     """Try whether a file can be written, without making it; raises like `folder`."""
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{what} '{path}': is a folder; expected a file")
-    if not is_special(path):
-        try:
+    try:
+        if path.is_dir():
+            raise UsageError(f"{what} '{path}': is a folder; expected a file")
+        if not is_special(path):
             _try(path.parent)
-            path.lstat()
-        except FileNotFoundError as error:
-            if not path.parent.is_dir():
-                raise refused(f"{what} '{path}'", error, "expected a file in a writable folder") from error
-        except OSError as error:
-            raise refused(f"{what} '{path}'", error, "expected a file in a writable folder") from error
+            with contextlib.suppress(FileNotFoundError):
+                path.lstat()  # its name may be too long
+    except OSError as error:
+        raise refused(f"{what} '{path}'", error, "expected a file in a writable folder") from error
     return path
 
 

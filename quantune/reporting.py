@@ -218,6 +218,7 @@ def _why_float(plan: QuantizationPlan | None, name: str) -> str:
 
 
 def _weight_sqnr(weight: np.ndarray, params: affine.QuantParams) -> float:
-    error = weight - affine.dequantize(affine.quantize(weight, params), params)
-    signal, noise = float(np.square(weight).sum()), float(np.square(error).sum())
+    exact = weight.astype(np.float64)  # the squares of large weights are no f32
+    error = exact - affine.dequantize(affine.quantize(weight, params), params)
+    signal, noise = float(np.square(exact).sum()), float(np.square(error).sum())
     return round(10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30))), 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantune import places
+from quantune.cli import entry
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 from quantune.cli.entry import run
 from quantune.cli.streams import Notes
@@ -198,4 +199,4 @@ def _print_layers(console: Any, name: str, artifact: Artifact, rows: list[dict[s
 
 
 if __name__ == "__main__":
-    sys.exit(run("quantune-benchmark", command, None, last=True))
+    entry.quantune_benchmark()

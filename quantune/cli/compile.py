@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune import interrupts, places
+from quantune.cli import entry
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 from quantune.cli.entry import interrupted, run
 from quantune.errors import UsageError
@@ -329,4 +330,4 @@ def _seconds(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run("quantune-compile", command, None, last=True))
+    entry.quantune_compile()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -46,10 +47,14 @@ class Console:
             TextColumn("{task.description}", style="bold", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
-        with Progress(*columns, console=self._err, transient=False) as bar:
-            display = SearchDisplay(bar, self._err, trials)
+        bar = Progress(*columns, console=self._err, transient=False)
+        display = SearchDisplay(bar, self._err, trials)
+        try:
             yield display
             display.finish()
+        finally:
+            if bar.live.is_started:  # else it would print an empty line above the error
+                bar.stop()
 
     def show(self, result: api.Result, folder: Path) -> None:
         """The table at the end of a search, and where everything lies."""
@@ -109,9 +114,13 @@ class SearchDisplay:
             task = self._bar.tasks[self._stage]
             self._bar.update(self._stage, completed=task.total or 1, total=task.total or 1)
 
+    def _add(self, text: str, **options: Any) -> TaskID:
+        self._bar.start()
+        return self._bar.add_task(text, **options)
+
     def _on_stage(self, text: str) -> None:
         self.finish()
-        self._stage = self._bar.add_task(text, total=1, note="") if text != "searching" else None
+        self._stage = self._add(text, total=1, note="") if text != "searching" else None
 
     def _on_part(self, done: int, total: int) -> None:
         if self._stage is not None:
@@ -120,7 +129,7 @@ class SearchDisplay:
     def _on_training(self, done: float, text: str) -> None:
         now = time.monotonic()
         if self._training is None:  # the first text says what is trained, and how long that takes
-            self._training = self._bar.add_task(text, total=100, note=""), now, done
+            self._training = self._add(text, total=100, note=""), now, done
             return
         task, start, before = self._training
         if before == 0 < done:  # one that goes on starts with what was done before
@@ -130,7 +139,7 @@ class SearchDisplay:
 
     def _on_event(self, event: TuningEvent) -> None:
         if self._search is None:
-            self._search = self._bar.add_task("searching", total=event.total or self._trials, note="")
+            self._search = self._add("searching", total=event.total or self._trials, note="")
         if event.kind == "note":
             self._console.print(one_line(event.message))
         elif event.trial is not None and event.kind in ("finished", "failed"):

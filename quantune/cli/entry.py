@@ -5,6 +5,7 @@ Little is imported before the signals are taken: an interruption may come while 
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
@@ -50,7 +51,11 @@ def quantune_verify() -> NoReturn:
 
 
 def _process(name: str, module: str) -> NoReturn:
-    sys.exit(_code(name, module))
+    code = _code(name, module)
+    if code > SIGNALLED:  # threads that are still at work are not waited for, and their children end with this process
+        atexit._run_exitfuncs()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _code(name: str, module: str) -> int:
@@ -120,6 +125,8 @@ def _known(error: Exception) -> QuantuneError | None:
         return error
     if isinstance(error, MemoryError):
         return EnvironmentFailure("not enough memory")
+    if isinstance(error, ImportError):
+        return EnvironmentFailure(f"a package cannot be imported: {error}; install quantune with its requirements")
     if isinstance(error, OSError) and error.errno is not None:
         return refused(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "system", error)
     return None

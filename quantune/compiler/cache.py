@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
-from quantune.process import private
+from quantune.process import private, scratch
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,16 @@ T = TypeVar("T")
 
 
 def default_root() -> Path:
-    """Return the user's cache folder: $XDG_CACHE_HOME/quantune, or ~/.cache/quantune."""
+    """Return the user's cache folder: $XDG_CACHE_HOME/quantune, or ~/.cache/quantune.
+
+    Raises EnvironmentFailure for a user without a home.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG rules say that a relative path is to be ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "quantune"
+    try:
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "quantune"
+    except RuntimeError as error:
+        raise EnvironmentFailure("this user has no home folder; set XDG_CACHE_HOME to a writable folder") from error
 
 
 def content_key(*parts: bytes | str) -> str:
@@ -74,6 +80,7 @@ class ArtifactCache:
             raise UsageError(f"cache limit {limit_bytes}: expected a number of bytes, 0 or more")
         self.root = Path(root) if root is not None else default_root()
         self.limit_bytes = limit_bytes
+        self._spare: Path | None = None  # where entries go once the folder cannot be written
         try:
             for folder in (self.root, self._objects, self._quarantine):
                 private.check(private.folder(folder))
@@ -97,7 +104,7 @@ class ArtifactCache:
                 if hashlib.sha256(path.read_bytes()).hexdigest() != _digest_in(path.name):
                     self._set_aside(path)
                     continue
-                os.utime(path)
+                _mark_used(path)
                 return path
         return None
 
@@ -107,7 +114,7 @@ class ArtifactCache:
             with contextlib.suppress(FileNotFoundError):
                 data = path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == _digest_in(path.name):
-                    os.utime(path)
+                    _mark_used(path)
                     return data
                 self._set_aside(path)
         return None
@@ -125,13 +132,31 @@ class ArtifactCache:
             return None
 
     def put(self, key: str, data: bytes, kind: str = "") -> Path:
-        """Store an entry and return its file; older entries may be evicted. A full disk raises OSError."""
+        """Store an entry and return its file; older entries may be evicted.
+
+        Where the folder cannot be written the file lies among this process's temporary ones, which is told once.
+        Raises EnvironmentFailure where these have no room either.
+        """
         _check_name(key, kind)
-        folder = private.folder(self._objects / key[:2])
+        folder = self._objects / key[:2]
         path = folder / f"{key}.{hashlib.sha256(data).hexdigest()}{kind}"
-        write_atomically(path, data, mode=private.FILE_MODE)
-        self._evict(path)
+        try:
+            private.folder(folder)
+            write_atomically(path, data, mode=private.FILE_MODE)
+            self._evict(path)
+        except OSError as error:
+            return self._put_aside(path.name, data, error)
         return path
+
+    def _put_aside(self, name: str, data: bytes, why: OSError) -> Path:
+        if self._spare is None:
+            self._spare = scratch.kept("cache")
+            logger.warning(
+                "cache folder %s: %s; what is made now is not kept for later", self.root, why.strerror or why
+            )
+        with scratch.told(self._spare):
+            write_atomically(self._spare / name, data)
+        return self._spare / name
 
     def size_bytes(self) -> int:
         """Return the bytes all entries occupy."""
@@ -139,11 +164,10 @@ class ArtifactCache:
 
     def _candidates(self, key: str, kind: str) -> list[Path]:
         _check_name(key, kind)
-        folder = self._objects / key[:2]
-        if not folder.is_dir():
-            return []
         length = len(key) + 1 + 64 + len(kind)
-        return sorted(p for p in folder.glob(f"{key}.*") if p.name.endswith(kind) and len(p.name) == length)
+        folders = (self._objects / key[:2], *([self._spare] if self._spare else []))
+        found = (path for folder in folders for path in folder.glob(f"{key}.*"))
+        return sorted(path for path in found if path.name.endswith(kind) and len(path.name) == length)
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         for path in self._objects.glob("*/*"):
@@ -167,7 +191,7 @@ class ArtifactCache:
     def _set_aside(self, path: Path, why: str = "its sha256 differs") -> None:
         target = self._quarantine / f"{time.time_ns()}.{path.name}"
         logger.warning("cache entry %s is damaged (%s); moved to %s", path.name, why, target)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # another process was first, or nothing can be moved here
             path.replace(target)
 
 
@@ -185,6 +209,11 @@ def trim(folder: Path, limit_bytes: int, *, newest: str) -> None:
             continue
         path.unlink(missing_ok=True)
         total -= size
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a cache that can only be read serves as well
+        os.utime(path)
 
 
 def _digest_in(name: str) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from quantune.compiler import checker
 from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
-from quantune.compiler.job import Job, form_dispatches
+from quantune.compiler.job import Job, form_dispatches, stop_all
 from quantune.compiler.targets import Target, host_identity
-from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
+from quantune.errors import CompileFailed, EnvironmentFailure, UsageError, machine_lacks
 from quantune.process import children, memory, private, scratch
 
 logger = logging.getLogger(__name__)
@@ -125,8 +125,12 @@ def compile_module(
             if told and not dispatches:
                 raise CompileFailed(f"iree-compile for {target} formed no dispatches although it made an artifact")
             path, digest = _store(job, dispatches, key, cache, output_dir)
+    except KeyboardInterrupt:
+        stop_all()
+        raise
     except OSError as error:
-        raise CompileFailed(f"compiling for {target}: a file could not be written: {error}") from error
+        kind = EnvironmentFailure if machine_lacks(error) else CompileFailed
+        raise kind(f"compiling for {target}: a file could not be written: {error}") from error
     logger.info("compiled %s for %s in %.1f s", key[:12], target, job.seconds)
     return CompiledModule(path, digest, job.seconds, False, _quiet(log), dispatches, job.peak_bytes)
 
@@ -137,6 +141,8 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], f
     for checks in (False, True):
         job.output.unlink(missing_ok=True)
         status = job.run(*limits, checks=checks)
+        if job.stopped:
+            raise CompileFailed(f"iree-compile for {target} was stopped", transient=True)
         log = job.log()
         reason = _failure(status, log, *limits, job.output)
         if reason is None:
@@ -148,11 +154,11 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], f
         if unknown := _unknown_name(log, target):
             raise UsageError(unknown)
         kept = _keep_failure(failures, key, job, log)
-        before = f"{target} {reason}; what it wrote was set aside in {kept}"
+        before = f"{target} {reason}; {kept}"
         if status is None:
             break
     raise CompileFailed(
-        f"iree-compile for {target} {reason}; reproduce with: sh {kept / 'command.sh'}",
+        f"iree-compile for {target} {reason}; {kept}",
         transient=status is None or status <= 0,  # stopped, killed, crashed, or told a lie: it refused nothing
     )
 
@@ -196,8 +202,15 @@ def _quiet(log: str) -> str:
     return "\n".join(line for line in log.splitlines() if line.strip() and not _NOISE.search(line))
 
 
-def _keep_failure(root: Path, key: str, job: Job, log: str) -> Path:
-    """Keep what reproduces a failed compilation in ``root`` and return its folder."""
+def _keep_failure(root: Path, key: str, job: Job, log: str) -> str:
+    """Keep what reproduces a failed compilation in ``root`` and say where; the failure matters more than that."""
+    try:
+        return f"reproduce with: sh {_reproducer(root, key, job, log) / 'command.sh'}"
+    except OSError as error:
+        return f"nothing that reproduces it could be kept in {root}: {error.strerror or error}"
+
+
+def _reproducer(root: Path, key: str, job: Job, log: str) -> Path:
     folder = private.folder(root / key[:16])
     shutil.copyfile(job.source, folder / job.source.name)
     (folder / "log").write_text(log)

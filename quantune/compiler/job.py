@@ -30,6 +30,7 @@ _FAST_FLAGS = ("--verify=false",)
 _WHOLE_TEXT = re.compile(r"\A(#|module).*\n(\} loc\(|#loc)[^\n]*\s*\Z", re.DOTALL)
 _starting = threading.Lock()
 _running: set[int] = set()  # process groups of the compilers at work
+_stopped: set[int] = set()  # those that were told to end
 
 
 @contextlib.contextmanager
@@ -41,6 +42,13 @@ def paused() -> Iterator[None]:
             yield
         finally:
             _signal(signal.SIGCONT)
+
+
+def stop_all() -> None:
+    """End all compilations of this process: nobody waits for them any more."""
+    with _starting:
+        _stopped.update(_running)
+        _signal(signal.SIGKILL)
 
 
 def _signal(number: signal.Signals) -> None:
@@ -59,6 +67,7 @@ class Job:
         self.folder = folder
         self.seconds = 0.0
         self.peak_bytes = 0
+        self.stopped = False  # by `stop_all`
         self.output = folder / "module.vmfb"
         self.command = [str(binary), self.source.name, "-o", self.output.name, *flags]
         if dump:
@@ -87,6 +96,7 @@ class Job:
                     return self._wait(child, started + timeout_s)
                 finally:
                     self.seconds = time.monotonic() - started
+                    self.stopped = child.pid in _stopped
 
     def _wait(self, child: subprocess.Popen[bytes], deadline: float) -> int | None:
         """Wait for the child and look at its peak meanwhile: what the system tells of an ended one includes ours."""
@@ -125,5 +135,6 @@ def _killed_at_exit(child: subprocess.Popen[bytes]) -> Iterator[None]:
         yield
     finally:
         _running.discard(child.pid)
+        _stopped.discard(child.pid)
         children.kill(child)
         child.wait()

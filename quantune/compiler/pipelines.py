@@ -103,12 +103,17 @@ def lower(
 
         try:
             module, text = attempt(plan_file, replace(debugging, reproducer_dir=None))
-        except PassFailed:
-            if debugging.reproducer_dir is None:
+        except PassFailed as failure:
+            kept_in = debugging.reproducer_dir
+            if kept_in is None:
                 raise
-            # Once more, with the plan where the reproducer's command will find it.
-            debugging.reproducer_dir.mkdir(parents=True, exist_ok=True)
-            attempt(debugging.reproducer_dir / "plan.json", debugging)
+            try:
+                # Once more, with the plan where the reproducer's command will find it.
+                kept_in.mkdir(parents=True, exist_ok=True)
+                attempt(kept_in / "plan.json", debugging)
+            except OSError as error:
+                reason = error.strerror or error
+                raise PassFailed(f"{failure}; what reproduces it cannot be kept in {kept_in}: {reason}") from failure
             raise
     pipeline = text.replace(f"{folder}/", "")
     if until in ("integer", "vmfb"):

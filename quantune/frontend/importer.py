@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch_mlir import fx, ir
-from torch_mlir.compiler_utils import TorchMlirCompilerError
 from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHooks
 
@@ -30,12 +32,23 @@ from quantune.model import ImportedModel, from_module
 
 def import_program(program: ExportedProgram, name: str) -> ImportedModel:
     """Fold batch norms and lower to linalg. Raises ImportFailed naming the operator and its place in the model."""
+    said: list[str] = []
+    try:
+        with quiet():
+            module = _lower(program, said)
+    except Exception as error:  # torch and torch-mlir raise whatever their Python raises on what they do not know
+        reason = said[0] if said else f"{_culprit(error)}{_first_line(error)}"
+        raise ImportFailed(f"model '{name}' cannot be lowered: {reason}") from error
+    return from_module(module, name)
+
+
+def _lower(program: ExportedProgram, said: list[str]) -> ir.Module:
+    """The program as linalg with its batch norms folded; what MLIR complains of is added to ``said``."""
     fold_batch_norms(program)
     context = ir.Context()
     torch_dialect.register_dialect(context)
     importer = FxImporter(context=context, hooks=_ReadableWeights())
     importer._cc.__class__ = _NamedLocations
-    said: list[str] = []
 
     def note(diagnostic: ir.Diagnostic) -> bool:
         if diagnostic.severity == ir.DiagnosticSeverity.ERROR:
@@ -44,15 +57,9 @@ def import_program(program: ExportedProgram, name: str) -> ImportedModel:
 
     handler = context.attach_diagnostic_handler(note)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module = fx.export_and_import(program, output_type="linalg-on-tensors", fx_importer=importer)
-    except (TorchMlirCompilerError, NotImplementedError, RuntimeError, ValueError) as error:
-        reason = said[0] if said else _first_line(error)
-        raise ImportFailed(f"model '{name}' cannot be lowered: {reason}") from error
+        return fx.export_and_import(program, output_type="linalg-on-tensors", fx_importer=importer)
     finally:
         handler.detach()
-    return from_module(module, name)
 
 
 def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> ImportedModel:
@@ -98,12 +105,27 @@ def quiet() -> Iterator[None]:
     """Keep torch from printing graphs, warnings and tracebacks inside the block; what fails there raises anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
-            yield
+            with _descriptors_to_nowhere():
+                yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def _descriptors_to_nowhere() -> Iterator[None]:
+    """The same for what C++ prints."""
+    with contextlib.ExitStack() as after:
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:  # OSError: they are closed
+            for number in (1, 2):
+                kept = os.dup(number)
+                after.callback(os.close, kept)
+                os.dup2(nowhere.fileno(), number)
+                after.callback(os.dup2, kept, number)
+        yield
 
 
 def module_path(node: torch.fx.Node) -> str:
@@ -143,6 +165,17 @@ class _ReadableWeights(FxImporterHooks):
             result = gni._cc.tensor_to_vtensor_type(literal)
             operation = ir.Operation.create("torch.vtensor.literal", results=[result], attributes={"value": elements})
             return operation.result
+
+
+def _culprit(error: BaseException) -> str:
+    """The operator that was being imported when ``error`` was raised, and its layer; nothing where none was."""
+    nodes = [
+        value
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        for value in frame.f_locals.values()
+        if isinstance(value, torch.fx.Node) and value.op == "call_function"
+    ]
+    return f"operator '{nodes[-1].target}' in layer '{module_path(nodes[-1])}': " if nodes else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from quantune.frontend.torchvision_compat import torchvision
 from quantune.model import ImportedModel
 from quantune.zoo import store
 from quantune.zoo.recipes import PLAIN, RECIPES, SIZES, Recipe, names
+
+LARGEST_BATCH_BYTES = 1 << 30
+"""Of the images of one call."""
+
+LARGEST_CLASSES = 10**6
 
 WeightsOf = Callable[[Recipe], Path]
 """Finds the weights of a built-in model, or makes them."""
@@ -75,7 +81,18 @@ def load_model(request: ModelRequest, weights_of: WeightsOf = shipped) -> Import
     if request.weights is not None:
         load_weights(model, request.weights)
     shape = request.shape or default_shape(reference)
-    return importer.import_module(model, torch.zeros(request.batch, *shape), title)
+    return importer.import_module(model, example(request.batch, shape), title)
+
+
+def example(batch: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """A batch of black images. Raises UsageError for one that no network could be run on."""
+    size = 4 * batch * math.prod(shape)
+    if size > LARGEST_BATCH_BYTES:
+        raise UsageError(
+            f"{batch} images of shape {shape} take {size / 2**30:.1f} GiB; expected at most "
+            f"{LARGEST_BATCH_BYTES / 2**30:g} GiB in one call"
+        )
+    return torch.zeros(batch, *shape)
 
 
 def default_shape(reference: str) -> tuple[int, int, int]:
@@ -148,6 +165,8 @@ def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
     torch.manual_seed(request.seed)  # random weights when none are given: the same on every run
     options: dict[str, Any] = {"weights": None}
     if request.classes is not None:
+        if request.classes > LARGEST_CLASSES:
+            raise UsageError(f"{request.classes} classes: expected at most {LARGEST_CLASSES}")
         options["num_classes"] = request.classes
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and name in ("googlenet", "inception_v3"):
@@ -155,9 +174,10 @@ def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
     model = models.get_model(name, **options).eval()
     if request.weights is None:
         shape = request.shape or default_shape(request.reference)
+        example(request.batch, shape)
         try:
             calibrate_batch_norms(model, shape)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # the model's own checks are assertions
             raise UsageError(f"model '{name}' does not take images of shape {shape}: {_line(error)}") from error
     return model
 

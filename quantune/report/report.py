@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantune.errors import refused
 from quantune.report.schema import Goal, LayerRow, Measurement, Report, TrialRow
 from quantune.search.evaluate import Objective, Score, accuracy_difference, accuracy_interval
 
@@ -204,8 +205,13 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.replace(path)
+    except OSError as error:
+        raise refused(f"report {path}", error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _headline(report: Report) -> list[tuple[str, TrialRow]]:

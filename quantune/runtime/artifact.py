@@ -13,7 +13,7 @@ from quantune.compiler.cache import write_atomically
 from quantune.compiler.inspect import LayerExecution
 from quantune.compiler.provenance import Provenance, split
 from quantune.config import QuantConfig
-from quantune.errors import EnvironmentFailure, RunFailed, UsageError
+from quantune.errors import EnvironmentFailure, RunFailed, UsageError, refused
 from quantune.runtime.devices import check_processor
 from quantune.runtime.program import Program
 
@@ -93,7 +93,7 @@ class Artifact:
         try:
             write_atomically(path, self._data)
         except OSError as error:
-            raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise refused(f"{path}: cannot be written", error) from error
         return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from torch import nn
 from quantune import api
 from quantune.api import ModelOptions
 from quantune.compiler.cache import ArtifactCache
-from quantune.errors import UsageError
+from quantune.compiler.inspect import Processor
+from quantune.compiler.targets import Target
+from quantune.errors import EnvironmentFailure, UsageError
+from quantune.evaluator import check_measurable
 
 SHAPE = ModelOptions(shape=(3, 8, 8))
 MLIR = "func.func @main(%x: tensor<1x3x4x4xf32>) -> tensor<1x3x4x4xf32> { return %x : tensor<1x3x4x4xf32> }"
@@ -130,3 +134,37 @@ def test_wrong_options_are_one_line(options: dict[str, Any], line: str) -> None:
 
 def test_weights_may_be_named_by_a_string() -> None:
     assert ModelOptions(weights="w.pth").weights == Path("w.pth")  # type: ignore[arg-type]
+
+
+class Unread(Dataset):
+    """Images that may not be read."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        raise AssertionError("an image was read before the request was refused")
+
+
+def test_a_processor_that_cannot_measure_here_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    other = "neoverse-n1" if platform.machine() == "x86_64" else "skylake"
+    with pytest.raises(EnvironmentFailure) as caught:
+        api.compile(
+            "none.pt2", calib=Unread(), eval=Unread(), target=f"cpu:{other}", out=tmp_path / "out",
+            cache=ArtifactCache(tmp_path / "cache"),
+        )  # fmt: skip
+    assert f"target cpu:{other}: a search measures its programs, which are compiled for " in str(caught.value)
+    assert "or build one configuration here with --config LINE" in str(caught.value)
+
+
+def test_features_that_this_processor_lacks_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def needed(target: Target, cache: ArtifactCache) -> Processor:
+        return Processor(platform.machine(), "future", ("sse2", "avx1024"))
+
+    monkeypatch.setattr("quantune.evaluator.needed_processor", needed)
+    monkeypatch.setattr("quantune.evaluator.host_features", lambda: {"sse2": True, "avx1024": False})
+    with pytest.raises(EnvironmentFailure, match=r"processor \(future\) with avx1024, which this machine lacks"):
+        check_measurable(Target("cpu", cpu="generic"), ArtifactCache(tmp_path))
+
+
+def test_an_unknown_processor_is_told_before_the_model_is_imported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="target cpu:znver99: IREE knows no such processor"):
+        api.compile("none.pt2", calib=Unread(), eval=Unread(), target="cpu:znver99", out=tmp_path / "out",
+                    cache=ArtifactCache(tmp_path / "cache"))  # fmt: skip

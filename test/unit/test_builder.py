@@ -12,7 +12,7 @@ from torch import nn
 
 from quantune import builder as builder_module
 from quantune import calibration
-from quantune.builder import Builder, output_folder
+from quantune.builder import Builder
 from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
@@ -214,13 +214,6 @@ def test_failures_leave_a_reproducer_where_asked(model: ImportedModel, cache: Ar
     with pytest.raises(PassFailed, match="reproducer"):
         builder.build(SYMMETRIC)
     assert list(tmp_path.glob("reproducer-*.mlir"))
-
-
-def test_output_folders(tmp_path: Path) -> None:
-    assert output_folder(tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"output folder '.*file/c': Not a directory"):
-        output_folder(tmp_path / "file" / "c")
 
 
 def test_what_is_prepared_is_built_before_it_is_asked_for(

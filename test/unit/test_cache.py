@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
@@ -192,3 +193,66 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(EnvironmentFailure, match=r"belongs to another user .*set XDG_CACHE_HOME to a folder of your"):
         ArtifactCache(tmp_path)
+
+
+def _refuse(monkeypatch: pytest.MonkeyPatch, root: Path, number: int) -> None:
+    """Let nothing be written under ``root``, as on a disk that is full or can only be read."""
+    write = write_atomically
+
+    def guarded(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+        if path.is_relative_to(root):
+            raise OSError(number, os.strerror(number))
+        write(path, data, mode=mode)
+
+    monkeypatch.setattr("quantune.compiler.cache.write_atomically", guarded)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_told_once_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    cache = ArtifactCache(tmp_path)
+    before = cache.put(KEY, b"kept", ".vmfb")
+    _refuse(monkeypatch, tmp_path, number)
+    first, second = cache.put(content_key("b"), b"data", ".vmfb"), cache.put(content_key("c"), b"more", ".gz")
+    assert first.read_bytes() == b"data"
+    assert cache.get(content_key("b"), ".vmfb") == first
+    assert cache.get_bytes(content_key("c"), ".gz") == b"more"
+    assert cache.get(KEY, ".vmfb") == before
+    assert not first.is_relative_to(tmp_path)
+    assert not second.is_relative_to(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cache folder {tmp_path}: {os.strerror(number)}; what is made now is not kept for later"
+    ]
+
+
+def test_without_any_room_the_machine_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ArtifactCache(tmp_path)
+    _refuse(monkeypatch, Path("/"), errno.ENOSPC)
+    with pytest.raises(EnvironmentFailure, match="no space left in "):
+        cache.put(KEY, b"data", ".vmfb")
+
+
+def test_a_cache_that_can_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ArtifactCache(tmp_path)
+    path = cache.put(KEY, b"data", ".vmfb")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get(KEY, ".vmfb") == path
+    assert cache.get_bytes(KEY, ".vmfb") == b"data"
+    path.write_bytes(b"changed")
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert cache.get(KEY, ".vmfb") is None
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(EnvironmentFailure, match="set XDG_CACHE_HOME"):
+        default_root()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -142,3 +144,57 @@ class Largest(nn.Module):
 def test_operations_without_an_integer_form_import_as_float() -> None:
     kinds = {node.kind for node in import_module(Largest(), X, "net").network.nodes}
     assert "float" in kinds
+
+
+@pytest.mark.parametrize("kind", [AssertionError, KeyError, TypeError, RecursionError, IndexError])
+def test_whatever_the_import_raises_is_one_line_that_names_the_operator(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        print("noise")
+        os.write(2, b"noise of C++\n")
+        raise kind("Heterogeneous lists\nare not supported")
+
+    monkeypatch.setattr("torch_mlir.extras.fx_importer.GraphNodeImporter._import_torch_op_overload", fail)
+    with pytest.raises(ImportFailed) as caught:
+        import_module(nn.Sequential(nn.Conv2d(3, 4, 3)), X, "net")
+    first = "Heterogeneous lists" if kind is not KeyError else "'Heterogeneous lists\\nare not supported'"
+    assert str(caught.value) == (
+        f"model 'net' cannot be lowered: operator 'aten.convolution.default' in layer '0': {first}"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_fold_that_fails_is_an_import_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(program: object) -> None:
+        raise AssertionError("no such slot")
+
+    monkeypatch.setattr("quantune.frontend.importer.fold_batch_norms", fail)
+    with pytest.raises(ImportFailed, match="model 'net' cannot be lowered: no such slot"):
+        import_module(nn.Sequential(nn.Conv2d(3, 4, 3)), X, "net")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (
+            lambda net: net[0].weight.__setitem__((1, 2, 0, 0), np.nan),
+            "layer '0': 1 of 108 numbers of its weight",
+        ),
+        (lambda net: net[0].bias.__setitem__(1, np.inf), "layer '0': 1 of 4 numbers of its bias are NaN or infinite"),
+        (lambda net: net[1].running_var.fill_(-1.0), "layer '0': 108 of 108 numbers of its weight are NaN"),
+        (
+            lambda net: (net[0].weight.fill_(1e30), net[1].weight.fill_(1e30)),
+            "layer '0': 108 of 108 numbers of its weight",
+        ),
+        (lambda net: net[3].bias.fill_(np.nan), "layer '3': 5 of 5 numbers of its bias are NaN"),
+    ],
+    ids=["weight", "bias", "variance", "product", "head"],
+)
+def test_numbers_that_are_none_are_refused(spoil: Callable[[nn.Sequential], object], line: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    with torch.no_grad():
+        spoil(net)
+    with pytest.raises(UsageError) as caught:
+        import_module(net, X, "net")
+    assert f"model 'net': {line}" in str(caught.value)

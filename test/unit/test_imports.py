@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.data": names("numpy PIL sklearn .factory"),
     "quantune.guard": set(),
     "quantune.files": names("quantune .guard .model .process"),
-    "quantune.model": names("torch_mlir mlir_passes mlir_passes.network"),
+    "quantune.model": names("numpy torch_mlir mlir_passes mlir_passes.network"),
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
     "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend .process"),
     "quantune.calibration": names("numpy .numerics"),
@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.request": names(".config .data"),
     "quantune.builder": names(
-        "numpy .calibration .compiler .config .data .model .plan .request .runtime .space .versions"
+        "numpy .calibration .compiler .config .data .model .plan .process .request .runtime .space .versions"
     ),
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
@@ -66,10 +66,10 @@ ALLOWED: dict[str, set[str]] = {
         " .report .runtime .search .space .versions"
     ),
     "quantune.notices": set(),
-    "quantune.outcome": names(".builder .compiler .evaluator .notices .reporting .runtime .search"),
+    "quantune.outcome": names(".builder .evaluator .interrupts .notices .places .reporting .runtime .search"),
     "quantune.identity": names(".builder .compiler .data .reporting .versions"),
     "quantune.api": names(
-        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .interrupts .model"
+        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model"
         " .notices .outcome .places .plan .process .files .guidance .identity .proxies .reporting .request .runtime"
         " .search .space .versions .zoo"
     ),
