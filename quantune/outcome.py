@@ -103,6 +103,7 @@ def _write(artifact: Artifact, builder: Builder, evaluator: Evaluator, trial: Tu
         recipe = describe(builder, evaluator, trial, artifact, accuracy, latency)
         text = json.dumps(recipe, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
         with interrupts.held():
+            (folder / RECIPE).unlink(missing_ok=True)
             path = path.replace(folder / BEST)
             places.write(folder / RECIPE, text, "recipe")
         return path

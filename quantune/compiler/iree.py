@@ -154,7 +154,7 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], f
         if unknown := _unknown_name(log, target):
             raise UsageError(unknown)
         kept = _keep_failure(failures, key, job, log)
-        before = f"{target} {reason}; {kept}"
+        before = f"{target} {reason}; what it wrote was set aside: {kept}"
         if status is None:
             break
     raise CompileFailed(

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -370,11 +371,11 @@ def test_a_worker_that_is_killed_is_an_answer(
 
         def kill() -> None:
             workers = running._jobs._runner._workers
-            _until(lambda: any(worker._child for worker in workers))
+            _until(lambda: any(worker.pid for worker in workers))
             time.sleep(0.5)
             for worker in workers:
-                if worker._child is not None:
-                    worker._child.kill()
+                if worker.pid is not None:
+                    os.kill(worker.pid, signal.SIGKILL)
 
         killer = threading.Thread(target=kill)
         killer.start()

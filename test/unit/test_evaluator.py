@@ -225,7 +225,7 @@ def test_reversed_images_in_the_cache_change_no_accuracy(
         assert third(INT8).details["correct"] == score.details["correct"]
 
 
-@pytest.mark.parametrize("entry", [b"", b"AAAA", b"not base64", b"\xff", b"AAD/"])
+@pytest.mark.parametrize("entry", [b"", b"AAAAAA==", b"not base64", b"\xff", b"AAD/"])
 def test_answers_that_cannot_be_of_these_images_are_counted_again(
     evaluator: Evaluator, tmp_path: Path, entry: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
