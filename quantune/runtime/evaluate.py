@@ -167,9 +167,9 @@ def evaluate(
 
 
 def _error(answer: Mapping[str, Any]) -> QuantuneError:
-    kind = getattr(errors, str(answer["error"]), None)
-    known = isinstance(kind, type) and issubclass(kind, QuantuneError)
-    return (kind if known else RunFailed)(str(answer["message"]), transient=answer.get("transient") is True)
+    named = getattr(errors, str(answer["error"]), None)
+    kind = named if isinstance(named, type) and issubclass(named, QuantuneError) else RunFailed
+    return kind(str(answer["message"]), transient=answer.get("transient") is True)
 
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:
