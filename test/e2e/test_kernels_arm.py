@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,22 @@ INSTRUCTION = {"i8mm": "usdot", "dotprod": "sdot"}
 QEMU, GCC = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-gcc")
 _BACKENDS = subprocess.run([find_compiler(), "--iree-llvmcpu-list-targets"], capture_output=True, text=True).stdout
 needs_backend = pytest.mark.skipif("aarch64" not in _BACKENDS, reason="this IREE compiles nothing for aarch64")
+
+
+def _links() -> bool:
+    """Whether programs for Arm can be made and run: a compiler may be there without its C library."""
+    if not (QEMU and GCC):
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/program"
+        text = "#include <stdio.h>\nint main(void) { return getchar() != EOF; }"
+        made = subprocess.run([GCC, "-static", "-x", "c", "-", "-o", program], input=text.encode(), capture_output=True)
+        return made.returncode == 0 and subprocess.run([QEMU, program], stdin=subprocess.DEVNULL).returncode == 0
+
+
 needs_emulator = pytest.mark.skipif(
-    not (QEMU and GCC),
-    reason="no qemu-aarch64 or no aarch64-linux-gnu-gcc: apt install qemu-user gcc-aarch64-linux-gnu",
+    not _links(),
+    reason="no program for Arm can be made and run: apt install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
 )
 CASES = [
     Case("conv", 9, 11, 20, 40, (3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 1),
