@@ -138,3 +138,14 @@ def test_an_interruption_that_a_finalizer_swallows_comes_again() -> None:
 
     with interrupts.installed(), shown_as_notes("test"), pytest.raises(KeyboardInterrupt):
         work()
+
+
+def test_these_tests_run_where_signals_are_ignored() -> None:
+    """As under nohup, or in the background of a shell."""
+    command = "trap '' INT HUP TERM; exec \"$@\""
+    tests = [
+        f"{__file__}::{test.__name__}" for test in (test_each_signal_interrupts, test_an_ignored_signal_stays_ignored)
+    ]
+    words = ["sh", "-c", command, "sh", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout
