@@ -17,7 +17,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study
 
-from quantune.errors import QuantuneError, UsageError
+from quantune.errors import EnvironmentFailure, QuantuneError, UsageError, refused
 from quantune.search.storage import (
     HURRY_S,
     LOCK_WAIT_S,
@@ -40,6 +40,8 @@ NAMED_BY = ("model", "calibration images", "evaluation images", "target", "objec
 """What makes another search of it: a shared storage holds a study for each. All else has to agree within a study."""
 _FINGERPRINT, _FORMAT = "fingerprint", "format"
 _MAKING_S = 20
+_LACKING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM)
+_FORBIDDEN = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH)
 
 
 class Store:
@@ -47,7 +49,8 @@ class Store:
 
     In `folder`, held by this process alone; or with `url` in any Optuna storage, shared with other workers. Opening
     refuses a folder that another process uses, a study made under another `fingerprint` (the first differing field is
-    named) and a damaged database (which is moved aside). notice: hears what is waited for.
+    named) and a damaged database (which is moved aside; one that a full or read-only disk keeps from being used stays).
+    notice: hears what is waited for.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"output folder {folder}: {error.strerror}; choose another folder") from error
+            raise refused(f"output folder {folder}", error, "choose another folder") from error
         self._lock = _acquire(folder / LOCK)
         self.storage: Patient | None = None
         try:
@@ -90,19 +93,19 @@ class Store:
 
     def _open_own(self, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]) -> None:
         path = self.folder / DATABASE
-        created = not path.exists()
-        if created:
-            _create(path, fingerprint, direction)
-        _check(path)
         url = f"sqlite:///{path.resolve()}"
         try:
+            created = not path.exists()
+            if created:
+                _create(path, fingerprint, direction)
+            _check(path)
             storage = open_storage(url, known=created)
             self.storage = Patient(storage, url, str(path), patience_s=0.0, notice=notice)
             self._load(SEARCH, BASELINES)
-        except QuantuneError:
+        except (QuantuneError, OSError):
             raise
         except Exception as error:  # Optuna and SQLAlchemy have no common base for "this is not what I wrote"
-            raise quarantine(path, line_of(error, url)) from error
+            raise _refusal(path, error) or quarantine(path, line_of(error, url)) from error
 
     def _open_shared(
         self, url: str, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]
@@ -192,9 +195,21 @@ def study_name(fingerprint: Mapping[str, str]) -> str:
 def _create(path: Path, fingerprint: dict[str, str], direction: Direction) -> None:
     # Under another name until it is whole: a kill in between must not leave a half-made study.
     fresh = path.with_name(path.name + ".new")
+    _discard(fresh)
+    try:
+        _fill(fresh, fingerprint, direction)
+        fresh.replace(path)
+    finally:
+        _discard(fresh)
+
+
+def _discard(fresh: Path) -> None:
     for leftover in (fresh, fresh.with_name(fresh.name + "-journal")):
         leftover.unlink(missing_ok=True)
-    # Nothing is at stake until the rename, so the hundreds of small commits need not reach the disk one by one.
+
+
+def _fill(fresh: Path, fingerprint: dict[str, str], direction: Direction) -> None:
+    # Nothing is at stake until it has its name, so the hundreds of small commits need not reach the disk one by one.
     storage = RDBStorage(f"sqlite:///{fresh.resolve()}", engine_kwargs={"creator": lambda: _unsynced(fresh)})
     try:
         for name in (SEARCH, BASELINES):
@@ -204,7 +219,6 @@ def _create(path: Path, fingerprint: dict[str, str], direction: Direction) -> No
         storage.engine.dispose()
     with fresh.open("rb") as file:
         os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def quarantine(path: Path, why: str) -> UsageError:
@@ -222,7 +236,10 @@ def quarantine(path: Path, why: str) -> UsageError:
 
 
 def _acquire(path: Path) -> IO[str]:
-    file = path.open("a+", encoding="utf-8")
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise refused(f"output folder {path.parent}", error, "choose another folder") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -250,14 +267,32 @@ def _check(path: Path) -> None:
             verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         finally:
             connection.close()
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise UsageError(f"{path}: another program keeps it locked; close it (a dashboard?)") from error
-        verdict = str(error)
     except sqlite3.DatabaseError as error:
+        if refusal := _refusal(path, error):
+            raise refusal from error
         verdict = str(error)
     if verdict != "ok":
         raise quarantine(path, " ".join(verdict.split()))
+
+
+def _refusal(path: Path, error: BaseException) -> QuantuneError | None:
+    """What to raise where the system refuses SQLite something, and None where the file is what is wrong."""
+    found = _of_sqlite(error)
+    code = 0 if found is None else found.sqlite_errorcode & 0xFF  # the rest says where in SQLite it came up
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return UsageError(f"{path}: another program keeps it locked; close it (a dashboard?)")
+    if code in _LACKING:
+        return EnvironmentFailure(f"{path}: {found}; it stays as it is: make room and run the same command again")
+    if code in _FORBIDDEN:
+        return UsageError(f"{path}: {found}; it stays as it is: expected a database and a folder that can be written")
+    return None
+
+
+def _of_sqlite(error: BaseException | None) -> sqlite3.Error | None:
+    """What SQLite said, under what SQLAlchemy and Optuna made of it."""
+    while error is not None and not isinstance(error, sqlite3.Error):
+        error = getattr(error, "orig", None) or error.__cause__
+    return error if error is not None and hasattr(error, "sqlite_errorcode") else None
 
 
 def _unsynced(path: Path) -> sqlite3.Connection:

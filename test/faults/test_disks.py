@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 import tiny
 from obligations import Obligation
 
 from quantune import outcome
 from quantune.compiler.cache import write_atomically
+from quantune.errors import UsageError
+from quantune.search.evaluate import Score
+from quantune.search.tuner import tune
 
 Obliged = Callable[[str], Obligation]
 
@@ -139,6 +145,46 @@ def test_a_cache_that_cannot_be_written_costs_no_trial(
     promise = obligation("a cache that cannot be written costs no trial")
     promise.tried(code == 0 and len(tiny.trials(tmp_path / "out")) >= 4, f"exit code {code}: {told}")
     promise.tried(told.count("\n") == 1 and "what is made now is not kept for later" in told, told)
+
+
+def test_a_study_on_a_disk_that_can_only_be_read(
+    disk: Callable[[str], Path], obligation: Obliged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed writer left a journal, so that opening the study has to write: it stays, and goes on later."""
+    place = disk("size=4m")
+    space = {"scheme": optuna.distributions.CategoricalDistribution(("symmetric", "asymmetric"))}
+
+    def search() -> list[float]:
+        result = tune(lambda config: Score(0.5, 1.0, 1, 1), place, space=space, max_trials=2, first=())
+        return [trial.score.accuracy for trial in result.trials if trial.score]
+
+    search()
+    study = place / "study.db"
+    whole = study.read_bytes()
+    _leave_a_journal(study)
+    _remount(place, "ro")
+    promise = obligation("a study that the system does not let be opened stays as it is")
+    with promise.trial("the lock"), pytest.raises(UsageError, match=r"output folder .*: Read-only file system; choose"):
+        search()
+    monkeypatch.setattr("quantune.search.store._acquire", lambda path: io.StringIO())
+    with promise.trial("the database"), pytest.raises(UsageError, match="attempt to write a readonly database; it st"):
+        search()
+    promise.tried(sorted(path.name for path in place.glob("study.db*")) == ["study.db", "study.db-journal"], "moved")
+    _remount(place, "rw")
+    promise.tried(search() == [0.5, 0.5] and study.read_bytes() == whole, "the study is another")
+
+
+def _leave_a_journal(study: Path) -> None:
+    """What a process leaves that is killed while it commits."""
+    script = (
+        "import os, signal, sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "c.execute('PRAGMA cache_size = 1')\nc.execute('PRAGMA cache_spill = 1')\nc.execute('BEGIN')\n"
+        "c.execute('CREATE TABLE more (x)')\n"
+        "for _ in range(100): c.execute('INSERT INTO more VALUES (zeroblob(5000))')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(study)], check=False)
+    assert study.with_name("study.db-journal").stat().st_size
 
 
 @pytest.mark.slow
