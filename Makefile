@@ -68,7 +68,7 @@ docs: setup ## regenerate docs/passes.md from the passes
 	mv docs/passes.md.new docs/passes.md
 
 lock: setup ## renew requirements-demo.lock, the exact packages of the demo's container
-	$(PIP) install -q --dry-run --ignore-installed --report pip-report.json .
+	$(PIP) install -q --dry-run --ignore-installed --report pip-report.json ".[compile]"
 	$(BIN)/python third_party/lock.py < pip-report.json > requirements-demo.lock.new
 	mv requirements-demo.lock.new requirements-demo.lock
 	rm pip-report.json

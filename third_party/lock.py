@@ -1,4 +1,4 @@
-"""Writes requirements-demo.lock from what pip would install: `pip install --dry-run --report - .` on standard input.
+"""Writes requirements-demo.lock from what pip would install, which its report (`--dry-run --report -`) tells on stdin.
 
 Names, versions and hashes alone: where the files come from is for pip's configuration to say, wherever it runs.
 """

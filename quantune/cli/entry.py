@@ -126,7 +126,8 @@ def _known(error: Exception) -> QuantuneError | None:
     if isinstance(error, MemoryError):
         return EnvironmentFailure("not enough memory")
     if isinstance(error, ImportError):
-        return EnvironmentFailure(f"a package cannot be imported: {error}; install quantune with its requirements")
+        advice = "quantune[compile] has what compiles and searches"
+        return EnvironmentFailure(f"a package cannot be imported: {error}; {advice}")
     if isinstance(error, OSError) and error.errno is not None:
         return refused(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "system", error)
     return None

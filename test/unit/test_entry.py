@@ -40,6 +40,11 @@ def _raising(error: BaseException) -> Callable[[list[str] | None, Notes], int]:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 4, "error: system: Disk quota exceeded; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "error: a/b: Permission denied"),
         (MemoryError(), 4, "error: not enough memory"),
+        (
+            ModuleNotFoundError("No module", name="torch.nn"),
+            4,
+            "error: the package that holds 'torch.nn' is not installed",
+        ),
         (KeyError("x"), 1, "internal error: KeyError: 'x' (test_entry.py:"),
         (RecursionError("too deep\nby far"), 1, r"internal error: RecursionError: too deep\nby far ("),
         (UsageError("\x1b[31mred\x00\ud800\n"), 2, r"error: \x1b[31mred\x00\ud800\n"),

@@ -178,8 +178,9 @@ def test_violations(where: str, source: str, complaint: str | None) -> None:
 
 
 def test_declared_and_used_packages_are_the_same() -> None:
-    declared = {_name(line) for line in _project()["dependencies"]}
-    optional = {_name(line) for lines in _project()["optional-dependencies"].values() for line in lines}
+    extras = _project()["optional-dependencies"]
+    declared = {_name(line) for line in _project()["dependencies"] + extras["compile"]}
+    optional = {_name(line) for lines in extras.values() for line in lines}
     used = set()
     for path in SOURCES:
         for name, _, _ in imports(path.relative_to(ROOT), path.read_text(encoding="utf-8")):
