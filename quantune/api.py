@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from quantune.config import QuantConfig
 from quantune.data.choice import Images, calibration_images, search_images
 from quantune.data.splits import Split
 from quantune.errors import UsageError
-from quantune.evaluator import Evaluator, check_measurable
+from quantune.evaluator import Evaluator
 from quantune.files import SUFFIXES, import_file
 from quantune.guidance import guide
 from quantune.identity import study_identity
+from quantune.measuring import device_target, measuring
 from quantune.model import ImportedModel, read_model
 from quantune.notices import Notices
 from quantune.outcome import Result, finish
@@ -79,6 +81,8 @@ def compile(
     scorer: str | None = None,
     early_stop: bool = True,
     memory_limit: str | int | None = None,
+    device: str | None = None,
+    evaluate_on: str | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -93,8 +97,10 @@ def compile(
     weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by which a
     scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall behind the
     best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of each
-    compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). The same call continues an
-    interrupted search. Raises QuantuneError with one line for the user.
+    compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a device
+    server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
+    (quantune.measuring). The same call continues an interrupted search. Raises QuantuneError with one line for the
+    user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
@@ -106,23 +112,25 @@ def compile(
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
     folder = places.folder(out, "output folder")
-    device, cache = parse(target) if isinstance(target, str) else target, cache or ArtifactCache()
-    check_measurable(device, cache)
-    notices = Notices()
-    with notices.listening():
+    cache, peaks, notices = cache or ArtifactCache(), memory.Peaks(), Notices()
+    with contextlib.ExitStack() as held:
+        held.enter_context(notices.listening())
+        place = measuring(
+            parse(target) if isinstance(target, str) else target,
+            device=device, evaluate_on=evaluate_on, threads=threads, cache=cache,
+        )  # fmt: skip
+        held.callback(place.close)
         calib_split, eval_split = search_images(calib, eval)
-        peaks = memory.Peaks()
         progress.on_stage("importing the model")
         peaks.begin("import")
         imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
-    imported.check_searchable()
-    debugging = debugging or Debugging(reproducer_dir=folder / "failures")
-    builder = Builder(
-        imported, device, calib=calib_split, cache=cache, debugging=debugging, on_calibration=progress.on_calibration,
-        memory_limit=memory_limit, peaks=peaks,
-        origin=Origin.of(model, calib, eval, options),
-    )  # fmt: skip
-    with notices.listening(), Evaluator(builder, eval_split, threads=threads) as evaluator:
+        imported.check_searchable()
+        builder = Builder(
+            imported, place.target, calib=calib_split, cache=cache, on_calibration=progress.on_calibration,
+            debugging=debugging or Debugging(reproducer_dir=folder / "failures"),
+            memory_limit=memory_limit, peaks=peaks, origin=Origin.of(model, calib, eval, options),
+        )  # fmt: skip
+        evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place))
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         _ = evaluator.images
@@ -148,7 +156,7 @@ def compile(
             evaluator,
             folder,
             objective=goal,
-            fingerprint=study_identity(builder, eval_split, threads),
+            fingerprint=study_identity(builder, eval_split, threads, place.device),
             sampler=sampler,
             seed=seed,
             max_trials=max_trials,
@@ -178,6 +186,7 @@ def quantize(
     calib: Images | None = None,
     eval: Images | None = None,
     target: str | Target = "cpu",
+    device: str | None = None,
     options: ModelOptions | None = None,
     memory_limit: str | int | None = None,
     cache: ArtifactCache | None = None,
@@ -188,6 +197,7 @@ def quantize(
 
     ``calib`` may be left out for float configurations; where it is given, its images' shape is the model's input. The
     images are chosen as in a search; ``eval`` matters where both name one set, which a search divides between them.
+    device: tcp://HOST:PORT of a device server, whose processor is compiled for; it must be able to run the result.
     """
     config = QuantConfig.parse(config) if isinstance(config, str) else config
     if not isinstance(config, QuantConfig):
@@ -197,6 +207,7 @@ def quantize(
         calib=calib,
         eval=eval,
         target=target,
+        device=device,
         sizes=(config.calib,),
         options=options,
         memory_limit=memory_limit,
@@ -214,24 +225,27 @@ def make_builder(
     target: str | Target,
     sizes: tuple[int, ...],
     eval: Images | None = None,
+    device: str | None = None,
     options: ModelOptions | None = None,
     memory_limit: str | int | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
 ) -> Builder:
-    """Import a model and hold it ready to be built for a target; ``calib`` and ``eval`` as for ``quantize``."""
+    """Import a model and hold it ready to be built for a target; what the options mean, `quantize` says."""
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
     cache = cache or ArtifactCache()
     memory.check(memory_limit)
+    target = parse(target) if isinstance(target, str) else target
+    if device is not None:
+        target = device_target(target, device, cache)
     split = None if calib is None else calibration_images(calib, eval)
     progress.on_stage("importing the model")
     imported = import_any(model, _for_data(model, options, split), cache, progress)
-    device = parse(target) if isinstance(target, str) else target
     return Builder(
         imported,
-        device,
+        target,
         calib=split,
         cache=cache,
         sizes=sizes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,18 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune.builder import Builder, Built
-from quantune.compiler.cache import ArtifactCache, content_key, trim
-from quantune.compiler.probe import needed_processor
-from quantune.compiler.targets import Target
+from quantune.compiler.cache import content_key, trim
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, materialize, take_up
 from quantune.data.splits import Split, batches
-from quantune.errors import EnvironmentFailure, RunFailed, UsageError
+from quantune.errors import RunFailed, UsageError
+from quantune.measuring import Measuring
 from quantune.process import private, scratch
-from quantune.runtime.devices import lacking, open_device
-from quantune.runtime.engines import Files, LocalRunner, LocalTimer, Runner, Timer
-from quantune.runtime.host import architecture, host_features
+from quantune.runtime.devices import open_device
+from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.measure import Effort
 from quantune.search.evaluate import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
@@ -43,26 +40,12 @@ IMAGES_LIMIT_BYTES = 4 << 30
 """Evaluation images that are kept on disk from one search to the next; those in use always stay."""
 
 
-def check_measurable(target: Target, cache: ArtifactCache) -> None:
-    """Raise EnvironmentFailure where programs of ``target`` cannot run on this machine, before any work is done."""
-    if target.name != "cpu":
-        open_device(target.device())
-        return
-    needed = needed_processor(target, cache)
-    machine = architecture(platform.machine())
-    if needed is not None and (reason := lacking(needed, machine, host_features(), "this machine")):
-        raise EnvironmentFailure(
-            f"target {target}: a search measures its programs, which are {reason}; "
-            "search on such a machine, or build one configuration here with --config LINE"
-        )
-
-
 class Evaluator:
     """Measures configurations of a builder on evaluation images. Use it as a context manager.
 
-    eval_split: labelled images, disjoint from the calibration images. threads: for the latency. runner, timer: where
-    programs answer and where they are timed, closed with this; by default worker processes here, for the answers one a
-    processor. The images are shown in an order drawn at random, once for all, so that the first ones stand for
+    eval_split: labelled images, disjoint from the calibration images. threads: for the latency. place: where
+    programs answer and are timed, closed with this; by default worker processes here, for the answers one a processor.
+    The images are shown in an order drawn at random, once for all, so that the first ones stand for
     all. Two configurations that compute the same are measured once, here and in later sessions with the same cache; the
     latency is measured once per program, while nothing else runs here.
     """
@@ -74,8 +57,7 @@ class Evaluator:
         *,
         threads: int = 1,
         timeout_s: float = 1200.0,
-        runner: Runner | None = None,
-        timer: Timer | None = None,
+        place: Measuring | None = None,
     ) -> None:
         self.builder, self.split = builder, eval_split
         model = builder.model
@@ -94,14 +76,16 @@ class Evaluator:
         if self._classes < 2:
             raise UsageError(f"model '{model.name}' gives one number an image; top-1 needs two classes or more")
         target, self.threads = builder.target, threads
-        if target.name != "cpu" and (runner is None or timer is None):
+        place = place or Measuring(target)
+        if target.name != "cpu" and (place.runner is None or place.timer is None):
             open_device(target.device())  # a missing device is told before anything is compiled for it
         workers = None if target.name == "cpu" else 1  # a GPU serves one
         limit = builder.memory_limit if target.name == "cpu" else None  # what a driver reserves is no measure
-        self._runner = runner or LocalRunner(
+        self.device = place.device
+        self._runner = place.runner or LocalRunner(
             device=target.device(), count=workers, timeout_s=timeout_s, memory_limit=limit
         )
-        self._timer = timer or LocalTimer(
+        self._timer = place.timer or LocalTimer(
             device=target.device(threads=threads), threads=threads, timeout_s=timeout_s, memory_limit=limit
         )
         self._folder = scratch.kept("trials")

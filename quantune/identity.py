@@ -7,15 +7,16 @@ import hashlib
 from quantune.builder import Builder
 from quantune.compiler.targets import host_identity
 from quantune.data.splits import Split
-from quantune.reporting import processor_name
+from quantune.runtime.host import processor_name
 from quantune.versions import versions
 
 
-def study_identity(builder: Builder, evaluation: Split, threads: int) -> dict[str, str]:
+def study_identity(builder: Builder, evaluation: Split, threads: int, device: str = "") -> dict[str, str]:
     """What a study belongs to, by name; a study made under another value of any of these is not continued.
 
     The processor is among them whatever is sought: it decides the program where the target is this machine, every
-    latency, and the last bits of the calibration, which runs on it for all targets.
+    latency, and the last bits of the calibration, which runs on it for all targets. device: which other machine
+    measures the latency, if one does.
     """
     assert builder.calib is not None
     target = builder.target
@@ -25,6 +26,7 @@ def study_identity(builder: Builder, evaluation: Split, threads: int) -> dict[st
         "evaluation images": evaluation.fingerprint[:16],
         "target": str(target),
         "processor": f"{processor_name()} {hashlib.sha256(host_identity().encode()).hexdigest()[:8]}",
+        **({"device": device} if device else {}),
         "kernels": target.kernels() or "none",
         "flags": " ".join(target.flags()),
         "threads": str(threads),

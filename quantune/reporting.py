@@ -153,6 +153,7 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
     """Where and with what everything was measured."""
     return {
         "processor": processor_name(),
+        **({"timed on": evaluator.device} if evaluator.device else {}),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(evaluator.threads),
         "peak memory": str(builder.peaks),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,9 +19,11 @@ from quantune.cli.arguments import OneLineParser, count, number, seconds, versio
 from quantune.cli.entry import run
 from quantune.cli.streams import Notes
 from quantune.compiler.inspect import integer_share
+from quantune.device.address import SCHEME
+from quantune.device.client import Device
 from quantune.errors import UsageError
 from quantune.runtime.artifact import Artifact, load
-from quantune.runtime.benchmark import Comparison, compare, dispatch_times
+from quantune.runtime.benchmark import Bench, Comparison, LocalBench, compare
 from quantune.runtime.measure import Effort
 from quantune.versions import versions
 
@@ -43,23 +46,30 @@ def _run(options: argparse.Namespace) -> None:
     if options.json and options.json != "-":
         places.file(options.json, "--json")
     effort = Effort(repetitions=options.repetitions, min_seconds=_seconds(options.min_time))
-    artifacts = [load(name, device=options.device) for name in options.artifacts]
-    rounds = [
-        compare(
-            artifacts,
-            threads=count,
-            device=options.device,
-            effort=effort,
-            images=options.input,
-            timeout_s=options.timeout,
-        )
-        for count in threads
-    ]
-    layers = [_layer_rows(artifact, effort.min_seconds) for artifact in artifacts] if options.per_layer else []
+    with contextlib.ExitStack() as held:
+        bench, device = None, options.device
+        if device is not None and device.startswith(SCHEME):
+            bench, device = held.enter_context(contextlib.closing(Device(device))), None
+        artifacts = [load(name, device=device) for name in options.artifacts]
+        rounds = [
+            compare(
+                artifacts,
+                threads=count,
+                device=device,
+                effort=effort,
+                images=options.input,
+                timeout_s=options.timeout,
+                bench=bench,
+            )
+            for count in threads
+        ]
+        seconds = min(max(effort.min_seconds, 0.01), 60.0)
+        layers = [_layer_rows(artifact, seconds, bench) for artifact in artifacts] if options.per_layer else []
+        where = machine() if bench is None else bench.identity
     if options.json != "-":
-        _print(rounds, artifacts, layers)
+        _print(rounds, artifacts, layers, where)
     if options.json:
-        report = {"machine": machine(), "comparisons": [asdict(r) for r in rounds], "layers": layers}
+        report = {"machine": where, "comparisons": [asdict(r) for r in rounds], "layers": layers}
         text = json.dumps(report, indent=1) + "\n"
         if options.json == "-":
             sys.stdout.write(text)
@@ -91,7 +101,9 @@ def _parser() -> OneLineParser:
     parser.add_argument("--repetitions", type=count, default=10, metavar="N", help="interleaved slices (default: 10)")
     parser.add_argument("--min-time", default="1s", metavar="TIME", help="for each artifact: 1s, 500ms (default: 1s)")
     parser.add_argument("--input", type=Path, metavar="FILE.npy", help="images f32[n,c,h,w] (default: noise)")
-    parser.add_argument("--device", metavar="URI", help="local-sync, vulkan://…, … (default: by target)")
+    parser.add_argument(
+        "--device", metavar="URI", help="local-sync, vulkan://…, … or tcp://HOST:PORT (default: by target)"
+    )
     parser.add_argument(
         "--timeout", type=number, default=600.0, metavar="SECONDS", help="for one comparison (default: 600)"
     )
@@ -114,12 +126,13 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _layer_rows(artifact: Artifact, min_seconds: float) -> list[dict[str, Any]]:
+def _layer_rows(artifact: Artifact, min_seconds: float, bench: Bench | None) -> list[dict[str, Any]]:
     """Return the layers of an artifact with their milliseconds; None where the device tells no times.
 
     Layers that share one compiled function share its time, in proportion to their multiplications.
     """
-    times = dispatch_times(str(artifact.path), device=artifact.device, min_seconds=max(min_seconds, 0.01))
+    assert artifact.path is not None
+    times = (bench or LocalBench(artifact.device)).dispatch_times(artifact.path, min_seconds=min_seconds)
     shared: dict[str, int] = {}
     for layer in artifact.layers:
         shared[layer.dispatch] = shared.get(layer.dispatch, 0) + layer.macs
@@ -133,7 +146,7 @@ def _part(total: float | None, macs: int, all_macs: int) -> float | None:
     return None if total is None else total * macs / max(all_macs, 1)
 
 
-def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[list[dict[str, Any]]]) -> None:
+def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[list[dict[str, Any]]], where: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -164,7 +177,7 @@ def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[lis
         if not artifact.provenance:
             console.print(f"{name}: no provenance: a .vmfb of another origin, its bytes are not checked")
     timing = rounds[0].timings[0]
-    console.print(f"{machine()}; device {timing.device}, {timing.repetitions} interleaved slices")
+    console.print(f"{where}; device {timing.device}, {timing.repetitions} interleaved slices")
 
 
 def _short_names(names: list[str]) -> list[str]:

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from quantune.cli.console import Console
     from quantune.cli.streams import Notes
     from quantune.compiler.pipelines import Debugging
+    from quantune.compiler.targets import Target
     from quantune.runtime.artifact import Artifact
 
 OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
-_SEARCH_ONLY = ("max_trials", "time_budget", "storage", "retry_failed", "weight_bits", "size_budget", "scorer")
+_SEARCH_ONLY = (
+    "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget", "scorer",
+)  # fmt: skip
 
 EPILOG = """\
 models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
@@ -88,6 +91,9 @@ def parser() -> OneLineParser:
         "--threads", type=count, default=1, metavar="N", help="processor threads for the latency (default 1)"
     )
     target.add_argument(
+        "--device", metavar="URI", help="compile for and measure on a device: tcp://HOST:PORT (quantune-device serve)"
+    )
+    target.add_argument(
         "--memory-limit",
         metavar="SIZE",
         help="of each compiler and worker, such as 2GB, or none (default: by the machine)",
@@ -112,6 +118,11 @@ def parser() -> OneLineParser:
     )
     search.add_argument(
         "--retry-failed", action="store_true", default=None, help="measure again what failed or was given up"
+    )
+    search.add_argument(
+        "--evaluate-on",
+        metavar="WHERE",
+        help="where accuracy is counted: here, device or dask://HOST:PORT (default: here if possible)",
     )
     bits = top.add_argument_group("bits")
     bits.add_argument("--weight-bits", type=count, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
@@ -160,6 +171,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """What argparse cannot say: which options need or exclude each other."""
     if arguments.like is not None and (arguments.config is not None or arguments.emit is not None):
         raise UsageError("--like takes the configuration from the file's record; leave out --config and --emit, or it")
+    if arguments.like is not None and arguments.device is not None:
+        raise UsageError("--like takes the processor from the file's record; leave out --device, or it")
     if arguments.model is None and arguments.like is None:
         raise UsageError(
             "MODEL is missing: name what to compile, such as torchvision:resnet18 (--help lists the forms)"
@@ -196,7 +209,6 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     import optuna
 
     from quantune import api
-    from quantune.compiler.targets import parse
 
     optuna.logging.disable_default_handler()  # it prints what `Notes` decides about
     optuna.logging.enable_propagation()
@@ -204,12 +216,12 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     with console.search(arguments.max_trials) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,
-            target=parse(arguments.target, **_target_details(arguments)), objective=arguments.objective,
+            target=_target(arguments), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
             options=_options(arguments), memory_limit=arguments.memory_limit, storage=arguments.storage,
             retry_failed=bool(arguments.retry_failed), early_stop=not arguments.no_early_stop,
-            transfer=not arguments.no_transfer,
+            transfer=not arguments.no_transfer, device=arguments.device, evaluate_on=arguments.evaluate_on,
             weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
         )  # fmt: skip
@@ -227,14 +239,13 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
 
 def _build_one(arguments: argparse.Namespace, console: Console) -> int:
     from quantune import api
-    from quantune.compiler.targets import parse
     from quantune.config import QuantConfig
 
     config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
     with console.stages() as progress:
         artifact = api.quantize(
             arguments.model, config, calib=_calibration(arguments, config.is_float), eval=arguments.eval,
-            target=parse(arguments.target, **_target_details(arguments)), options=_options(arguments),
+            target=_target(arguments), device=arguments.device, options=_options(arguments),
             memory_limit=arguments.memory_limit, debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
     _save(artifact, arguments, console)
@@ -270,7 +281,6 @@ def _rebuild(arguments: argparse.Namespace, console: Console) -> int:
 def _emit(arguments: argparse.Namespace, console: Console) -> int:
     from quantune import api
     from quantune.compiler.pipelines import parse as parse_module
-    from quantune.compiler.targets import parse
     from quantune.config import QuantConfig
 
     config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
@@ -279,7 +289,7 @@ def _emit(arguments: argparse.Namespace, console: Console) -> int:
     with console.stages() as progress:
         builder = api.make_builder(
             arguments.model, calib=_calibration(arguments, config.is_float or arguments.emit == "linalg"),
-            target=parse(arguments.target, **_target_details(arguments)), sizes=(config.calib,),
+            target=_target(arguments), device=arguments.device, sizes=(config.calib,),
             eval=arguments.eval, options=_options(arguments), memory_limit=arguments.memory_limit,
             debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
@@ -297,6 +307,12 @@ def _calibration(arguments: argparse.Namespace, is_float: bool) -> str | None:
     if arguments.calib is None and not is_float:
         raise UsageError("--calib is missing: a quantized configuration needs calibration images")
     return arguments.calib
+
+
+def _target(arguments: argparse.Namespace) -> Target:
+    from quantune.compiler.targets import parse
+
+    return parse(arguments.target, **_target_details(arguments))
 
 
 def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:

@@ -61,6 +61,9 @@ def parser() -> OneLineParser:
     serve.add_argument(
         "--timeout", type=number, default=600.0, metavar="SECONDS", help="for a job, and for a silent client (600)"
     )
+    serve.add_argument(
+        "--memory-limit", metavar="SIZE", help="of each child, such as 2GB, or none (default: by the machine)"
+    )
     serve.add_argument("--device", metavar="URI", help="vulkan, cuda, … instead of the processor")
     info = commands.add_parser("info", help="say what a device is")
     info.add_argument("address", metavar="tcp://HOST:PORT")
@@ -80,6 +83,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         store=arguments.store or default_root() / "device",
         limits=Limits(arguments.max_size, arguments.store_size, arguments.timeout),
         device=arguments.device or LOCAL,
+        memory_limit=arguments.memory_limit,
     )
     with contextlib.closing(server):
         try:

@@ -21,11 +21,12 @@ func.func @main(%x: tensor<16xf32>) -> tensor<16xf32> {
 """
 
 
-def needed_processor(target: Target, cache: ArtifactCache) -> Processor | None:
-    """Compile the smallest program for a cpu target and return what it needs; None for this machine and for GPUs.
+def needed_processor(target: Target, cache: ArtifactCache, *, host: bool = False) -> Processor | None:
+    """Compile the smallest program for a cpu target and return what it needs; None for GPUs.
 
+    None for this machine too, unless ``host`` asks for it: what is compiled here for here runs here.
     Raises UsageError for a processor that IREE does not know.
     """
-    if target.name != "cpu" or target.cpu == "host":
+    if target.name != "cpu" or (target.cpu == "host" and not host):
         return None
     return required_processor(compile_module(_SMALLEST, target, cache=cache, explain=True).dispatches)

@@ -69,19 +69,29 @@ class Device:
             return wanted
         return dataclasses.replace(wanted, cpu=self.known.cpu)
 
-    def check(self, target: Target, required: Processor | None) -> None:
-        """Raise EnvironmentFailure when the device cannot run what is compiled for a target."""
+    @property
+    def name(self) -> str:
+        """Where it is, for a timing."""
+        return str(self.address)
+
+    def check(self, required: Processor | None, where: str) -> None:
+        """Raise EnvironmentFailure, with ``where`` in the message, when it cannot run what was compiled for that."""
         known = self.known
-        runs = "cpu" if known.device == LOCAL else known.device.partition("://")[0]
-        if runs != target.name:
-            raise EnvironmentFailure(f"target {target}: device {self.address} runs programs on {known.device}")
-        if required is None:
-            return
-        reason = lacking(required, known.architecture, known.features, f"device {self.address}")
+        reason = required and lacking(required, known.architecture, known.features, f"device {self.address}")
         if reason:
-            raise EnvironmentFailure(f"target {target}: {reason}; compile for --target-cpu {known.cpu}")
+            raise EnvironmentFailure(f"{where}: {reason}; compile for --target-cpu {known.cpu}")
+
+    def check_target(self, target: Target, required: Processor | None) -> None:
+        """Raise EnvironmentFailure when it cannot run what is compiled for a target."""
+        device = self.known.device
+        if target.name != ("cpu" if device == LOCAL else device.partition("://")[0]):
+            raise EnvironmentFailure(f"target {target}: device {self.address} runs programs on {device}")
+        self.check(required, f"target {target}")
 
     # Runner and Timer
+
+    peak_bytes = 0
+    """Nothing of it is on this machine."""
 
     def start(self) -> None:
         """Nothing to do ahead: the device starts its workers with the first job."""
@@ -128,7 +138,7 @@ class Device:
 
         def job() -> tuple[list[Samples], int | None]:
             pairs = [(self._offer(program), self._offer(numbers)) for program, numbers in programs]
-            shown = self._offer_first(pairs[0][0], images)
+            shown = self._offer_first(*pairs[0], images)
             request = {"type": "time", "programs": pairs, "images": shown, "threads": threads}
             answer = self._link.ask({**request, "effort": dataclasses.asdict(effort)})["result"]
             return [read_samples(sample) for sample in answer["samples"]], answer["processor"]
@@ -140,7 +150,7 @@ class Device:
 
         def job() -> dict[str, int]:
             digest = self._offer(program)
-            shown = self._offer_first(digest, images)
+            shown = self._offer_first(digest, None, images)
             return self._link.ask({"type": "memory", "program": digest, "images": shown, "threads": threads})["result"]
 
         return self._persistently(job)
@@ -173,11 +183,12 @@ class Device:
             raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
         return digest
 
-    def _offer_first(self, program: str | None, images: Path | None) -> str | None:
+    def _offer_first(self, program: str | None, numbers: str | None, images: Path | None) -> str | None:
         """Have the device hold the images that one call of a program takes; their digest."""
         if images is None:
             return None
-        inputs = self._link.ask({"type": "signature", "program": program})["result"]["inputs"]
+        request = {"type": "signature", "program": program, "numbers": numbers}
+        inputs = self._link.ask(request)["result"]["inputs"]
         array = np.load(images, mmap_mode="r", allow_pickle=False)
         return self._offer_images(images, array, 0, min(int(inputs[0].split("x")[0]), len(array)))
 
@@ -216,4 +227,4 @@ class Device:
             for digest, name in self._names.items():
                 for kind in KINDS:
                     text = text.replace(f"{digest}{kind}", name)
-            raise type(error)(text) from error
+            raise type(error)(text, transient=error.transient) from error

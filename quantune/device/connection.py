@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_S = 10.0
 _GRACE_S = 30.0
+_FIRST_PAUSE_S, _TOLD_S, _LAST_PAUSE_S = 0.0625, 0.5, 4.0
+"""Seconds between attempts to connect, each time twice as many; a wait that gets so far is told."""
 _MOST_LOSSES = 3
 """A job during which the connection is lost so often is not sent again: it may be what the device dies of."""
 _MOST_ANSWER = 1 << 30
@@ -130,7 +132,7 @@ class Connection:
         """The connection; made, and waited for where the device is busy or unreachable, if there is none."""
         if self._channel is not None:
             return self._channel
-        deadline, pause, is_new = time.monotonic() + self.address.wait_s, 0.5, self._known is None
+        deadline, pause, is_new = time.monotonic() + self.address.wait_s, _FIRST_PAUSE_S, self._known is None
         while True:
             try:
                 self._channel = self._greet()
@@ -143,10 +145,10 @@ class Connection:
                     deadline = 0.0  # it was never there
             if time.monotonic() + pause > deadline:
                 raise EnvironmentFailure(f"device {self.address} {reason}")
-            if pause == 0.5:
+            if pause == _TOLD_S:
                 self._on_note(f"device {self.address} {reason}; waiting for it")
             time.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            pause = min(pause * 2, _LAST_PAUSE_S)
 
     def _greet(self) -> Channel:
         connection = socket.create_connection((self.address.host, self.address.port), _CONNECT_S)
@@ -210,4 +212,4 @@ class Connection:
         """The error that the device answered."""
         kind = getattr(errors, str(answer["error"]), None)
         known = kind if isinstance(kind, type) and issubclass(kind, QuantuneError) else RunFailed
-        return known(f"device {self.address}: {answer.get('message')}")
+        return known(f"device {self.address}: {answer.get('message')}", transient=answer.get("transient") is True)

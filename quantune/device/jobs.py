@@ -13,8 +13,9 @@ import numpy as np
 from quantune.compiler.provenance import split
 from quantune.device.store import Store
 from quantune.errors import UsageError
+from quantune.process import memory
 from quantune.runtime.benchmark import dispatch_times
-from quantune.runtime.devices import check_processor
+from quantune.runtime.devices import check_processor, processors
 from quantune.runtime.engines import LocalRunner
 from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort
@@ -30,13 +31,18 @@ _FRESH = 0
 class Jobs:
     """Runs jobs in guarded child processes: what a program does there is an answer.
 
-    device: LOCAL, or a driver or URI that all programs run on. timeout_s: for a job.
+    device: LOCAL, or a driver or URI that all programs run on. timeout_s: for a job. memory_limit: of each child
+    ("2GB", "none"; by default what the machine has left for it).
     """
 
-    def __init__(self, store: Store, *, device: str = LOCAL, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self, store: Store, *, device: str = LOCAL, timeout_s: float = 600.0, memory_limit: str | None = None
+    ) -> None:
         self._store, self._device, self._timeout_s = store, device, timeout_s
         count = None if device == LOCAL else 1  # a GPU serves one
-        self._runner = LocalRunner(device=self._driver(1), count=count, timeout_s=timeout_s)
+        # What a driver reserves is no measure.
+        self._limit = memory.chosen(memory_limit, compilers=processors() + 1, workers=0) if device == LOCAL else None
+        self._runner = LocalRunner(device=self._driver(1), count=count, timeout_s=timeout_s, memory_limit=self._limit)
         self._others: dict[int, Worker] = {}  # those that measure, by their threads, and _FRESH
         self._vouched: set[str] = set()  # programs whose processor was checked
 
@@ -81,24 +87,19 @@ class Jobs:
         if not all(isinstance(each, list) and len(each) == 2 for each in programs):
             raise UsageError("a job to time what are no pairs of a program and its numbers")
         pairs = [(self._program(program), self._file(numbers, ".npz")) for program, numbers in programs]
-        request = {
-            "job": "time",
-            "programs": [str(program) for program, _ in pairs],
-            "parameters": [None if numbers is None else str(numbers) for _, numbers in pairs],
-            "input": self._text(job.get("images")),
-            "effort": asdict(_effort(job.get("effort"))),
-        }
+        images, effort = self._file(job.get("images"), ".npy"), _effort(job.get("effort"))
         threads = _whole(job, "threads", 1, _MOST_THREADS)
         if threads not in self._others:
-            self._others[threads] = Worker(device=self._driver(threads), threads=threads, timeout_s=self._timeout_s)
-        return self._others[threads].request(request), None
+            self._others[threads] = self._worker(threads)
+        samples, processor = self._others[threads].compare(pairs, images, effort)
+        return {"samples": [asdict(sample) for sample in samples], "processor": processor}, None
 
     def _memory(self, job: Mapping[str, Any]) -> Answer:
         request = {
             "job": "memory", "program": str(self._program(job.get("program"))), "input": self._text(job.get("images")),
         }  # fmt: skip
         threads = _whole(job, "threads", 1, _MOST_THREADS)
-        with Worker(device=self._driver(threads), threads=threads, timeout_s=self._timeout_s) as worker:
+        with self._worker(threads) as worker:
             self._others[_FRESH] = worker
             try:
                 return worker.request(request), None
@@ -106,9 +107,13 @@ class Jobs:
                 del self._others[_FRESH]
 
     def _signature(self, job: Mapping[str, Any]) -> Answer:
-        request = {"job": "signature", "program": str(self._program(job.get("program")))}
+        numbers = self._file(job.get("numbers"), ".npz")
+        request = {
+            "job": "signature", "program": str(self._program(job.get("program"))),
+            "parameters": None if numbers is None else str(numbers),
+        }  # fmt: skip
         if 1 not in self._others:
-            self._others[1] = Worker(device=self._driver(1), timeout_s=self._timeout_s)
+            self._others[1] = self._worker(1)
         return self._others[1].request(request), None
 
     def _dispatches(self, job: Mapping[str, Any]) -> Answer:
@@ -118,6 +123,10 @@ class Jobs:
         program = self._program(job.get("program"))
         times = dispatch_times(program, device=self._driver(1), min_seconds=float(seconds), timeout_s=self._timeout_s)
         return {"times": times}, None
+
+    def _worker(self, threads: int) -> Worker:
+        driver, limit = self._driver(threads), self._limit
+        return Worker(device=driver, threads=threads, timeout_s=self._timeout_s, memory_limit=limit)
 
     def _driver(self, threads: int) -> str:
         if self._device != LOCAL:

@@ -59,7 +59,15 @@ class Server:
     """
 
     def __init__(
-        self, host: str, port: int, *, token: str | None, store: Path, limits: Limits | None = None, device: str = LOCAL
+        self,
+        host: str,
+        port: int,
+        *,
+        token: str | None,
+        store: Path,
+        limits: Limits | None = None,
+        device: str = LOCAL,
+        memory_limit: str | None = None,
     ) -> None:
         self.limits = limits or Limits()
         if device.startswith("local-"):
@@ -73,10 +81,11 @@ class Server:
         try:
             self._store = Store(store, self.limits.store_bytes)
             self.description = describe(device)
+            timeout_s = self.limits.timeout_s
+            self._jobs = Jobs(self._store, device=device, timeout_s=timeout_s, memory_limit=memory_limit)
         except BaseException:
             self._listener.close()
             raise
-        self._jobs = Jobs(self._store, device=device, timeout_s=self.limits.timeout_s)
         self._serving = threading.Lock()
         self._client = ""
         self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
@@ -290,4 +299,4 @@ def _failure(error: QuantuneError, folder: Path | None = None) -> dict[str, Any]
     message = " ".join(str(error).split())
     if folder is not None:
         message = message.replace(f"{folder}/", "")
-    return {"error": type(error).__name__, "message": message[:1000]}
+    return {"error": type(error).__name__, "message": message[:1000], "transient": error.transient}

@@ -85,6 +85,15 @@ class Store:
         finally:
             partial.unlink(missing_ok=True)
 
+    def put(self, digest: str, kind: str, data: bytes) -> None:
+        """Store bytes whose sha256 is ``digest``; raises like `add`."""
+
+        def write(stream: BinaryIO) -> str:
+            stream.write(data)
+            return hashlib.sha256(data).hexdigest()
+
+        self.add(digest, kind, len(data), write)
+
     def size_bytes(self) -> int:
         """What the files occupy."""
         return sum(size for _, size, _ in self._files())

@@ -7,16 +7,19 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from quantune.compiler.inspect import Processor
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import children, scratch
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.devices import check_processor
-from quantune.runtime.evaluate import Worker, read_samples
+from quantune.runtime.engines import Files
+from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort, Samples
 
 _RESAMPLES = 2000
@@ -61,6 +64,61 @@ class Comparison:
     speedups: tuple[Speedup, ...]
 
 
+class Bench(Protocol):
+    """A machine that programs are measured on."""
+
+    @property
+    def name(self) -> str:
+        """Which it is, for the timing."""
+        ...
+
+    def check(self, required: Processor | None, where: str) -> None:
+        """Raise EnvironmentFailure, with ``where`` in the message, when it cannot run what was compiled for that."""
+        ...
+
+    def compare(
+        self, programs: Sequence[Files], images: Path | None, effort: Effort, *, threads: int
+    ) -> tuple[list[Samples], int | None]:
+        """Time programs in turn; the samples, and the processor they were pinned to, if to one."""
+        ...
+
+    def memory(self, program: Path, images: Path | None, *, threads: int) -> dict[str, int]:
+        """What a program adds to a fresh process's memory: bytes, resident and on the device."""
+        ...
+
+    def dispatch_times(self, program: Path, *, min_seconds: float) -> dict[str, float]:
+        """Dispatch name -> milliseconds a call of the program spends in it."""
+        ...
+
+
+class LocalBench:
+    """This machine, by fresh worker processes. device: driver or URI. timeout_s: for a job."""
+
+    def __init__(self, device: str, *, timeout_s: float = 600.0) -> None:
+        self.name, self._timeout_s = device, timeout_s
+
+    def check(self, required: Processor | None, where: str) -> None:
+        """Raise EnvironmentFailure when this machine's processor lacks what was compiled for."""
+        if required is not None and self.name.startswith("local-"):
+            check_processor(required, where)
+
+    def compare(
+        self, programs: Sequence[Files], images: Path | None, effort: Effort, *, threads: int
+    ) -> tuple[list[Samples], int | None]:
+        """Time programs in turn in one worker."""
+        with Worker(device=self.name, threads=threads, timeout_s=self._timeout_s) as worker:
+            return worker.compare(programs, images, effort)
+
+    def memory(self, program: Path, images: Path | None, *, threads: int) -> dict[str, int]:
+        """What a program adds to a fresh worker's memory."""
+        with Worker(device=self.name, threads=threads, timeout_s=self._timeout_s) as worker:
+            return worker.request({"job": "memory", "program": str(program), "input": _text(images)})
+
+    def dispatch_times(self, program: Path, *, min_seconds: float) -> dict[str, float]:
+        """Measure the dispatches by IREE's own tool."""
+        return dispatch_times(program, device=self.name, min_seconds=min_seconds, timeout_s=self._timeout_s)
+
+
 def benchmark(
     artifact: Artifact | Path | str,
     *,
@@ -83,29 +141,27 @@ def compare(
     effort: Effort | None = None,
     images: Path | str | None = None,
     timeout_s: float = 600.0,
+    bench: Bench | None = None,
 ) -> Comparison:
     """Measure artifacts in turn, slice by slice, so that a slow moment of the machine hits all of them.
 
     threads: 1 runs pinned to one processor. device: by default what the first artifact's target runs on.
-    images: an .npy file whose first images are the input; without it the input is noise of a fixed seed.
-    Raises what loading and running raise: UsageError, RunFailed, EnvironmentFailure.
+    images: an .npy file whose first images are the input; without it the input is noise of a fixed seed. bench: another
+    machine that measures. Raises what loading and running raise: UsageError, RunFailed, EnvironmentFailure.
     """
     if not artifacts:
         raise UsageError("nothing to measure; expected one or more artifacts")
     effort = effort or Effort()
     loaded = [a if isinstance(a, Artifact) else load(a, device=device, threads=threads) for a in artifacts]
     names = tuple(str(a.path or f"artifact {i}") for i, a in enumerate(loaded))
-    device = device or _device_for(loaded[0], threads)
+    bench = bench or LocalBench(device or _device_for(loaded[0], threads), timeout_s=timeout_s)
     for artifact, name in zip(loaded, names, strict=True):
-        if artifact.provenance and artifact.provenance.processor and device.startswith("local-"):
-            check_processor(artifact.provenance.processor, name)
+        bench.check(artifact.provenance and artifact.provenance.processor, name)
+    shown = None if images is None else Path(images)
     with scratch.folder("benchmark") as folder:
-        paths = [str(_file(artifact, folder / f"{i}.vmfb")) for i, artifact in enumerate(loaded)]
-        job = {"job": "time", "programs": paths, "input": _text(images), "effort": asdict(effort)}
-        with Worker(device=device, threads=threads, timeout_s=timeout_s) as worker:
-            answer = worker.request(job)
-        memory = [_memory(path, device, threads, images, timeout_s) for path in paths]
-    samples = [read_samples(sample) for sample in answer["samples"]]
+        paths = [_file(artifact, folder / f"{i}.vmfb") for i, artifact in enumerate(loaded)]
+        samples, processor = bench.compare([(path, None) for path in paths], shown, effort, threads=threads)
+        memory = [bench.memory(path, shown, threads=threads) for path in paths]
     timings = tuple(
         Timing(
             median_ms=sample.quartiles[1],
@@ -114,8 +170,8 @@ def compare(
             calls=sample.calls,
             repetitions=len(sample.medians),
             threads=threads,
-            device=device,
-            processor=answer["processor"],
+            device=bench.name,
+            processor=processor,
             resident_bytes=used["resident"],
             device_bytes=used["device"],
         )
@@ -156,12 +212,6 @@ def dispatch_times(
 def _file(artifact: Artifact, spare: Path) -> Path:
     """Return the artifact's file; one that was never saved, or whose file is gone, is saved for the measurement."""
     return artifact.path if artifact.path and artifact.path.exists() else artifact.save(spare)
-
-
-def _memory(path: str, device: str, threads: int, images: Path | str | None, timeout_s: float) -> dict[str, int]:
-    """Return what one program adds to a fresh process's memory."""
-    with Worker(device=device, threads=threads, timeout_s=timeout_s) as worker:
-        return worker.request({"job": "memory", "program": path, "input": _text(images)})
 
 
 def _speedup(first: Samples, other: Samples) -> Speedup:

@@ -28,6 +28,11 @@ Files = tuple[Path, Path | None]
 class Runner(Protocol):
     """Answers what a program gives for images."""
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that one of its processes had resident on this machine."""
+        ...
+
     def start(self) -> None:
         """Get ready ahead of the first job, without waiting."""
         ...
@@ -153,7 +158,7 @@ class LocalTimer:
     def time(self, programs: Sequence[Files], images: Path, effort: Effort) -> list[Samples]:
         """Time programs against each other on the first images of a file."""
         with paused():
-            return self._worker.time(programs, images, effort)
+            return self._worker.compare(programs, images, effort)[0]
 
     def close(self) -> None:
         """End the worker."""

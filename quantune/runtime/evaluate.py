@@ -116,21 +116,22 @@ class Worker:
         timing = result.get("timing")
         return Evaluation(logits, float(result.get("seconds", 0.0)), read_samples(timing) if timing else None)
 
-    def time(
-        self,
-        programs: Sequence[tuple[Path | str, Path | str | None]],
-        images: Path | str,
-        effort: Effort,
-    ) -> list[Samples]:
-        """Time programs against each other on the first images of a file; each with its parameters, if it has any."""
+    def compare(
+        self, programs: Sequence[tuple[Path | str, Path | str | None]], images: Path | str | None, effort: Effort
+    ) -> tuple[list[Samples], int | None]:
+        """Time programs (each with its parameters, if any) in turn, on the first images of a file or on noise.
+
+        Returns the samples, and the processor that the programs were pinned to, if to one.
+        """
         job = {
             "job": "time",
             "programs": [str(program) for program, _ in programs],
             "parameters": [None if parameters is None else str(parameters) for _, parameters in programs],
-            "input": str(images),
+            "input": None if images is None else str(images),
             "effort": asdict(effort),
         }
-        return [read_samples(sample) for sample in self.request(job)["samples"]]
+        answer = self.request(job)
+        return [read_samples(sample) for sample in answer["samples"]], answer["processor"]
 
     def request(self, job: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send one job and return its result; the error the child answered is raised here."""

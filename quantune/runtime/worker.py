@@ -100,7 +100,7 @@ def _memory(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
 
 def _signature(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
     """Tell a program's inputs in the form IREE's tools take: 1x3x32x32xf32=1."""
-    kinds = Program(job["program"], device=device, threads=threads).inputs
+    kinds = Program(job["program"], device=device, threads=threads, parameters=job.get("parameters")).inputs
     short = {"f": "f", "i": "i", "b": "i"}
     bits = [1 if kind.dtype == bool else kind.dtype.itemsize * 8 for kind in kinds]
     return {

@@ -54,7 +54,7 @@ def machine(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("machine")
     venv.create(folder, with_pip=False, symlinks=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    for name in ("numpy", "iree-base-runtime"):
+    for name in ("numpy", "iree-base-runtime", "ml_dtypes"):  # the runtime needs the last
         installed = importlib.metadata.distribution(name)
         files = [file.parts for file in installed.files or () if file.parts[0] != ".."]
         # Of the folder iree only what is the runtime's: the compiler is in it too.

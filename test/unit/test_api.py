@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.inspect import Processor
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.evaluator import check_measurable
+from quantune.measuring import check_measurable
+from quantune.runtime.host import this_host
 
 SHAPE = ModelOptions(shape=(3, 8, 8))
 MLIR = "func.func @main(%x: tensor<1x3x4x4xf32>) -> tensor<1x3x4x4xf32> { return %x : tensor<1x3x4x4xf32> }"
@@ -158,8 +160,9 @@ def test_features_that_this_processor_lacks_are_named(monkeypatch: pytest.Monkey
     def needed(target: Target, cache: ArtifactCache) -> Processor:
         return Processor(platform.machine(), "future", ("sse2", "avx1024"))
 
-    monkeypatch.setattr("quantune.evaluator.needed_processor", needed)
-    monkeypatch.setattr("quantune.evaluator.host_features", lambda: {"sse2": True, "avx1024": False})
+    monkeypatch.setattr("quantune.measuring.needed_processor", needed)
+    here = replace(this_host(), features={"sse2": True, "avx1024": False})
+    monkeypatch.setattr("quantune.measuring.this_host", lambda: here)
     with pytest.raises(EnvironmentFailure, match=r"processor \(future\) with avx1024, which this machine lacks"):
         check_measurable(Target("cpu", cpu="generic"), ArtifactCache(tmp_path))
 

@@ -41,6 +41,17 @@ func.func @main(%x: tensor<2x3x4x4xf32>) -> tensor<2x48xf32> {
   return %z : tensor<2x48xf32>
 }
 """
+WITH_NUMBERS = b"""
+module {
+  util.global private @w = #flow.parameter.named<"model"::"w"> : tensor<2x48xf32>
+  func.func @main(%x: tensor<2x3x4x4xf32>) -> tensor<2x48xf32> {
+    %w = util.global.load @w : tensor<2x48xf32>
+    %y = tensor.collapse_shape %x [[0], [1, 2, 3]] : tensor<2x3x4x4xf32> into tensor<2x48xf32>
+    %z = arith.mulf %y, %w : tensor<2x48xf32>
+    return %z : tensor<2x48xf32>
+  }
+}
+"""
 FOREVER = b"""
 func.func @main(%x: tensor<1x1x2x2xf32>) -> tensor<1x4xf32> {
   %c0 = arith.constant 0 : index
@@ -125,6 +136,17 @@ def test_it_times(device: Device, compiled: CompiledModule, images: Path) -> Non
     assert device.dispatch_times(compiled.path, min_seconds=0.01)
 
 
+def test_it_runs_and_times_a_program_with_its_numbers(device: Device, images: Path, tmp_path: Path) -> None:
+    program = compile_module(WITH_NUMBERS, Target("cpu"), output_dir=tmp_path, explain=False).path
+    numbers = tmp_path / "numbers.npz"
+    np.savez(numbers, w=np.full((2, 48), 3, np.float32))
+    expected = 3 * np.load(images)[:5].reshape(5, 48)
+    np.testing.assert_array_equal(device.run(program, numbers, images, 0, 5), expected)
+    assert device.time([(program, numbers)], images, EFFORT)[0].minimum > 0
+    with pytest.raises(RunFailed, match="needs its parameters"):
+        device.time([(program, None)], images, EFFORT)
+
+
 def test_what_was_sent_is_not_sent_again(
     device: Device, compiled: CompiledModule, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +188,9 @@ def test_a_target_that_it_cannot_run_is_refused_before_anything_is_sent(device: 
     with pytest.raises(
         EnvironmentFailure, match=r"target cpu:k8: compiled for .* with fma4, which device tcp://.* lacks"
     ):
-        device.check(Target("cpu", cpu="k8"), lacking)
+        device.check_target(Target("cpu", cpu="k8"), lacking)
     with pytest.raises(EnvironmentFailure, match="runs programs on local"):
-        device.check(Target("cuda"), None)
+        device.check_target(Target("cuda"), None)
 
 
 # Who is let in
@@ -379,9 +401,10 @@ def test_a_worker_that_is_killed_is_an_answer(
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.raises(RunFailed, match="the run ended with SIGKILL"):
+        with pytest.raises(RunFailed, match="the run ended with SIGKILL") as killed:
             device.run(endless.path, None, tmp_path / "one.npy", 0, 1)
         killer.join()
+        assert killed.value.transient  # a search tries it again
         assert len(device.run(compiled.path, None, images, 0, 1)) == 1
         device.close()
 

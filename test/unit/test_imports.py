@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
-    "quantune.device": names("numpy quantune .compiler .runtime"),
+    "quantune.device": names("numpy quantune .compiler .process .runtime"),
     "quantune.search": names(
         "numpy scipy optuna sqlalchemy grpc xgboost mlir_passes.network .config .interrupts .process .space"
     ),
@@ -58,7 +58,9 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
     ),
-    "quantune.evaluator": names("numpy .builder .compiler .config .data .process .runtime .search"),
+    "quantune.cluster": names("numpy distributed quantune .compiler .device .process .runtime"),
+    "quantune.measuring": names(".cluster .compiler .device .runtime"),
+    "quantune.evaluator": names("numpy .measuring .builder .compiler .config .data .process .runtime .search"),
     "quantune.screening": names("numpy scipy .compiler .config .data .evaluator .space .versions"),
     "quantune.guidance": names("optuna .evaluator .proxies .screening .search .space"),
     "quantune.reporting": names(
@@ -67,11 +69,11 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.notices": set(),
     "quantune.outcome": names(".builder .evaluator .interrupts .notices .places .reporting .runtime .search"),
-    "quantune.identity": names(".builder .compiler .data .reporting .versions"),
+    "quantune.identity": names(".builder .compiler .data .runtime .versions"),
     "quantune.api": names(
         "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model"
-        " .notices .outcome .places .plan .process .files .guidance .identity .proxies .reporting .request .runtime"
-        " .search .space .versions .zoo"
+        " .notices .outcome .places .plan .process .files .guidance .identity .measuring .proxies .reporting .request"
+        " .runtime .search .space .versions .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.verification": names("numpy .compiler .data .process .runtime"),
@@ -91,6 +93,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/api.py": {"torch", "quantune.frontend", "quantune.zoo"},
     "quantune/runtime": {"iree"},
     "quantune/search": {"xgboost", "grpc"},
+    "quantune/cluster": {"distributed"},
     "quantune/data": {"PIL", "sklearn"},
     "mlir_passes/base.py": {"torch_mlir"},
     "mlir_passes/registry.py": {"torch_mlir"},

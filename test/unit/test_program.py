@@ -325,11 +325,11 @@ module {
     with Worker() as worker:
         worker.start()
         pid = worker.pid
-        samples = worker.time([(compiled.path, None), (program, tmp_path / "w.npz")], images, effort)
+        samples, _ = worker.compare([(compiled.path, None), (program, tmp_path / "w.npz")], images, effort)
         assert len(samples) == 2
         assert all(len(sample.medians) == 2 and sample.minimum > 0 for sample in samples)
         assert worker.pid == pid
         with pytest.raises(RunFailed, match="needs its parameters"):
-            worker.time([(program, None)], images, effort)
+            worker.compare([(program, None)], images, effort)
         worker.stop()
         assert len(worker.evaluate(program, images, parameters=tmp_path / "w.npz").logits) == 5

@@ -14,20 +14,31 @@ from quantune.device.server import Limits, Server
 
 TOKEN = "correct horse battery staple"
 
-_RESTRICTED = """
+ARM = "neoverse-n1"
+
+_RESTRICTED = (
+    f"ARM = {ARM!r}"
+    + """
 import dataclasses, sys
 from quantune.device import identity
 from quantune.runtime import devices, host
 
-lacking = sys.argv.pop(1).split(",")
-features = {name: has and name not in lacking for name, has in host.host_features().items()}
-here = host.this_host()
-cpu = host.target_cpu(here.architecture, features)
-identity.this_host = lambda: dataclasses.replace(here, features=features, cpu=cpu, digest="another")
+here, what = host.this_host(), sys.argv.pop(1)
+if what == ARM:
+    features = dict.fromkeys(("neon", "fullfp16", "dotprod", "crc", "lse", "rcpc", "ssbs", "aes", "sha2"), True)
+    features["i8mm"] = features["bf16"] = False
+    there = dataclasses.replace(here, architecture="aarch64", cpu="neoverse-n1", features=features, digest="another")
+else:
+    lacking = tuple(what.split(","))
+    features = {name: has and not name.startswith(lacking) for name, has in host.host_features().items()}
+    cpu = host.target_cpu(here.architecture, features)
+    there = dataclasses.replace(here, features=features, cpu=cpu, digest="another")
+identity.this_host = lambda: there
 devices.host_features = lambda: features
 from quantune.cli.device import main
 sys.exit(main(sys.argv[1:]))
 """
+)
 
 
 @contextlib.contextmanager
@@ -45,10 +56,12 @@ def in_thread(
 
 
 @contextlib.contextmanager
-def as_process(store: Path, log: Path, *options: str, lacking: str = "") -> Iterator[tuple[subprocess.Popen, int]]:
-    """The command, as a process; ``lacking`` names features that its processor then has not."""
+def as_process(
+    store: Path, log: Path, *options: str, lacking: str = "", port: int = 0
+) -> Iterator[tuple[subprocess.Popen, int]]:
+    """The command, as a process; ``lacking``: how features begin that its processor then has not, or ARM."""
     main = ["-c", _RESTRICTED, lacking] if lacking else ["-m", "quantune.cli.device"]
-    command = [sys.executable, *main, "serve", "--port", "0", "--store", str(store), *options]
+    command = [sys.executable, *main, "serve", "--port", str(port), "--store", str(store), *options]
     with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as child:
         try:
             assert child.stdout is not None

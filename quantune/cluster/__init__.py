@@ -1,0 +1,1 @@
+"""Counting the accuracy with many machines: the images are cut into shards, and a Dask cluster answers them."""
