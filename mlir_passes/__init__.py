@@ -7,6 +7,7 @@ Each pass reads and writes nothing but the module (and what its options name), s
 from __future__ import annotations
 
 from .base import Pass, PassFailure, PipelineError, PipelineFailure
-from .registry import PASSES, Pipeline, load_pass
+from .pipeline import Pipeline
+from .registry import PASSES, load_pass
 
 __all__ = ["PASSES", "Pass", "PassFailure", "Pipeline", "PipelineError", "PipelineFailure", "load_pass"]

@@ -36,6 +36,13 @@ class PassFailure(Exception):
 
 
 @dataclass(frozen=True)
+class Missed:
+    """Why something is left as it is, for people: "its weights are not constant"."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Pass:
     """A rewrite of a whole module; a subclass's fields are its options (int, float, str, bool, tuple[int, ...])."""
 

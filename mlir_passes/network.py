@@ -12,20 +12,17 @@ from functools import cached_property
 
 import numpy as np
 
-LAYERS = ("conv", "matmul")
-"""Kinds that carry weights and nearly all of the multiply-accumulates."""
+from mlir_passes.ops import Traits, traits_of
 
-TRANSPARENT = ("maxpool", "reshape", "transpose", "slice", "concat", "clamp")
-"""Kinds that only select or move values, so that their result shares the quantization of what they read."""
-
-KINDS = ("input", *LAYERS, *TRANSPARENT, "add", "avgpool", "float")
+INPUT, FLOAT = "input", "float"
+"""Kinds of nodes that are no operation of the table: what comes in, and anything that is only done in f32."""
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of a network and the tensor it makes; unused fields keep their defaults.
 
-    name: unique name of the tensor. layer: module path. kind: one of KINDS; ``float`` is anything only done in f32.
+    name: unique name of the tensor. layer: module path. kind: of `mlir_passes.ops`, INPUT or FLOAT.
     inputs: tensor names. shape: of the result, N C H W where it has four dimensions.
     weight: f32[O, I/groups, kh, kw] of conv, f32[O, I] of matmul. bias: f32[O].
     pads: (top, left, bottom, right), zeros for conv and avgpool, -inf for maxpool.
@@ -53,6 +50,11 @@ class Node:
     offsets: tuple[int, ...] = ()
     divisor: float = 1.0
     detail: str = ""
+
+    @property
+    def traits(self) -> Traits:
+        """What is known of the node's operation."""
+        return traits_of(self.kind)
 
     @property
     def macs(self) -> int:
@@ -83,16 +85,16 @@ class Network:
     @property
     def layers(self) -> tuple[Node, ...]:
         """The convolutions and matrix products with constant weights."""
-        return tuple(node for node in self.nodes if node.kind in LAYERS)
+        return tuple(node for node in self.nodes if node.traits.weighted)
 
     @property
     def inputs(self) -> tuple[Node, ...]:
         """The network's inputs."""
-        return tuple(node for node in self.nodes if node.kind == "input")
+        return tuple(node for node in self.nodes if node.kind == INPUT)
 
     def fused_clamp(self, node: Node) -> Node | None:
         """The clamp that follows ``node`` directly and alone, which its requantization can take over."""
         readers = self.consumers[node.name]
-        if node.kind not in (*LAYERS, "add", "avgpool") or len(readers) != 1 or node.name in self.outputs:
+        if not node.traits.takes_clamp or len(readers) != 1 or node.name in self.outputs:
             return None
-        return readers[0] if readers[0].kind == "clamp" else None
+        return readers[0] if readers[0].traits.clamps else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .registry import first_diagnostic
+from .pipeline import first_diagnostic
 
 if TYPE_CHECKING:
     from torch_mlir import ir

@@ -1,209 +1,41 @@
-"""The passes by name, and pipelines: text such as `quantune-insert-qdq,cse,quantune-lower-quant` that runs as one.
-
-A pipeline mixes quantune's passes with the ones built into MLIR in one pass manager, so that verification, IR printing,
-dumps and timing cover both. MLIR's own text parser cannot name passes written in Python; this file's can.
-"""
+"""The passes by name."""
 
 from __future__ import annotations
 
 import difflib
-import functools
-import hashlib
 import importlib
-import re
-import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
-from .base import Pass, PipelineError, PipelineFailure
-
-if TYPE_CHECKING:
-    from torch_mlir import ir
+from mlir_passes.base import Pass, PipelineError
 
 #: Where each pass lives, in the order in which a network meets them. Loaded on first use.
 PASSES: dict[str, str] = {
-    "quantune-annotate": "mlir_passes.annotate:Annotate",
-    "quantune-insert-qdq": "mlir_passes.insert_qdq:InsertQdq",
-    "quantune-instrument": "mlir_passes.instrument:Instrument",
-    "quantune-lower-qdq-to-integer": "mlir_passes.lower_qdq_to_integer:LowerQdqToInteger",
-    "quantune-lower-quant": "mlir_passes.lower_quant:LowerQuant",
-    "quantune-convert-to-f16": "mlir_passes.convert_to_f16:ConvertToF16",
-    "quantune-to-nhwc": "mlir_passes.to_nhwc:ToNhwc",
+    "quantune-annotate": "mlir_passes.passes.annotate:Annotate",
+    "quantune-insert-qdq": "mlir_passes.passes.insert_qdq:InsertQdq",
+    "quantune-instrument": "mlir_passes.passes.instrument:Instrument",
+    "quantune-lower-qdq-to-integer": "mlir_passes.passes.lower_qdq_to_integer:LowerQdqToInteger",
+    "quantune-lower-quant": "mlir_passes.passes.lower_quant:LowerQuant",
+    "quantune-convert-to-f16": "mlir_passes.passes.convert_to_f16:ConvertToF16",
+    "quantune-to-nhwc": "mlir_passes.passes.to_nhwc:ToNhwc",
     "quantune-lower-to-cpu-kernels": "mlir_passes.cpu.lower_to_kernels:LowerToCpuKernels",
     "quantune-vulkan-sign-extension": "mlir_passes.vulkan.sign_extension:SignExtension",
-    "quantune-pack-weights": "mlir_passes.pack_weights:PackWeights",
-    "quantune-summarize": "mlir_passes.summarize:Summarize",
-    "quantune-outline-parameters": "mlir_passes.outline_parameters:OutlineParameters",
+    "quantune-pack-weights": "mlir_passes.passes.pack_weights:PackWeights",
+    "quantune-summarize": "mlir_passes.passes.summarize:Summarize",
+    "quantune-outline-parameters": "mlir_passes.passes.outline_parameters:OutlineParameters",
 }
 
 # Only for the hint after a misspelled name: MLIR does not list its passes to Python.
 _COMMON_NATIVE_PASSES = ("canonicalize", "cse", "symbol-dce", "inline", "linalg-generalize-named-ops")
 
-_LARGE_ELEMENTS = 16  # constants with more elements are elided in printed and dumped IR
-_OPEN, _CLOSE = "({[", ")}]"
-_POSITION = re.compile(r'"((?:[^"\\]|\\.)*)":(\d+):(\d+)')
-
 
 def load_pass(name: str) -> type[Pass]:
     """The class of the pass called `name`; raises `PipelineError` with the nearest names when there is none."""
     if name not in PASSES:
-        raise PipelineError(f"unknown pass '{name}'{_near_misses(name)}")
+        raise PipelineError(f"unknown pass '{name}'{near_misses(name)}")
     module, _, cls = PASSES[name].partition(":")
     return getattr(importlib.import_module(module), cls)
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """A sequence of passes: quantune's as objects, MLIR's own as their text."""
-
-    elements: tuple[Pass | str, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `a,b{option=1},func.func(c)`, with or without `builtin.module(...)` around; raises `PipelineError`."""
-        elements = list(_split(text))
-        if len(elements) == 1 and elements[0].startswith("builtin.module("):
-            elements = list(_split(elements[0].removeprefix("builtin.module(").removesuffix(")")))
-        return cls(tuple(_parse_element(element) for element in elements))
-
-    def __str__(self) -> str:
-        """The text that `parse` reads back."""
-        return ",".join(str(element) for element in self.elements)
-
-    def run(
-        self,
-        module: ir.Module | ir.Operation,
-        *,
-        print_ir_after_all: bool = False,
-        dump_dir: str | Path | None = None,
-        reproducer_dir: str | Path | None = None,
-        timing: bool = False,
-    ) -> None:
-        """Rewrite `module` in place; raises `PipelineFailure` when a pass rejects it (the module is then half done).
-
-        `print_ir_after_all` prints to stderr; `dump_dir` receives a tree of files, one a pass; `reproducer_dir`
-        receives, on failure only, the module as it was before the pipeline, under the command that fails on it.
-        """
-        from torch_mlir import ir
-        from torch_mlir.passmanager import PassManager
-
-        root = module.operation
-        rejected_by: list[str] = []
-        # A clone shares all attributes, so that remembering the input costs no copy of the weights.
-        before = root.clone() if reproducer_dir is not None else None
-        with root.context as context:
-            manager = PassManager("builtin.module")
-            for element in self.elements:
-                if isinstance(element, Pass):
-                    element.add_to(manager, rejected_by)
-                else:
-                    manager.add(element)
-            if print_ir_after_all or dump_dir is not None:
-                context.enable_multithreading(False)
-            if print_ir_after_all:
-                manager.enable_ir_printing(large_elements_limit=_LARGE_ELEMENTS)
-            if dump_dir is not None:
-                manager.enable_ir_printing(large_elements_limit=_LARGE_ELEMENTS, tree_printing_dir_path=str(dump_dir))
-            if timing:
-                manager.enable_timing()
-            try:
-                manager.run(root)
-            except ir.MLIRError as error:
-                notes = [f"pass {rejected_by[0]}"] if rejected_by else []
-                if before is not None and reproducer_dir is not None:
-                    notes.append(f"reproducer: {self._write_reproducer(before, Path(reproducer_dir))}")
-                message = first_diagnostic(error)
-                raise PipelineFailure(f"{message} ({'; '.join(notes)})" if notes else message) from error
-
-    def _write_reproducer(self, module: ir.Operation, directory: Path) -> Path:
-        command = f"// RUN-ME: quantune-opt --pass-pipeline={shlex.quote(str(self))} %s"
-        text = f"{command}\n{module}\n"
-        path = directory / f"reproducer-{hashlib.sha256(text.encode()).hexdigest()[:12]}.mlir"
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-
-def first_diagnostic(error: ir.MLIRError) -> str:
-    """The first message of an MLIR error as one line, `file:line:column: error: text`."""
-    if not error.error_diagnostics:
-        return " ".join(str(error).split())
-    diagnostic = error.error_diagnostics[0]
-    message = diagnostic.message.splitlines()[0]
-    position = _POSITION.search(str(diagnostic.location))
-    if position is None:
-        name = str(diagnostic.location).removeprefix("loc(").removesuffix(")").strip('"')
-        return f"error: {message}" if name == "unknown" else f"{name}: error: {message}"
-    path, line, column = position.groups()
-    return f"{path}:{line}:{column}: error: {message}"
-
-
-def _split(text: str) -> Iterator[str]:
-    """The elements between top-level commas; brackets and double-quoted strings keep theirs."""
-    depth, start, quoted, escaped = 0, 0, False, False
-    for position, character in enumerate(text):
-        if escaped:
-            escaped = False
-        elif quoted:
-            escaped = character == "\\"
-            quoted = character != '"'
-        elif character == '"':
-            quoted = True
-        elif character in _OPEN:
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-            if depth < 0:
-                raise PipelineError(f"pipeline has an unmatched '{character}' at column {position + 1}: {text}")
-        elif character == "," and depth == 0:
-            yield text[start:position].strip()
-            start = position + 1
-    if depth or quoted:
-        raise PipelineError(f"pipeline ends inside {'a string' if quoted else 'brackets'}: {text}")
-    if text.strip():
-        yield text[start:].strip()
-
-
-def _parse_element(text: str) -> Pass | str:
-    name, brace, options = text.partition("{")
-    if not text:
-        raise PipelineError("pipeline has an empty element: two commas in a row, or one at its end")
-    if not name.startswith("quantune-"):
-        _check_native(text)
-        return text
-    if brace and not options.endswith("}"):
-        raise PipelineError(f"expected '}}' at the end of '{text}'")
-    return load_pass(name.strip()).parse(options.removesuffix("}"))
-
-
-@functools.cache
-def _check_native(text: str) -> None:
-    """Raise `PipelineError` unless MLIR knows every pass in `text`."""
-    from torch_mlir import ir
-    from torch_mlir.passmanager import PassManager
-
-    nested = next((name for name in PASSES if re.search(rf"(?<![\w-]){name}(?![\w-])", text)), None)
-    if nested is not None:
-        raise PipelineError(
-            f"pass '{nested}' rewrites a whole module: write it outside '{text.partition('(')[0]}(...)'"
-        )
-    try:
-        with ir.Context():
-            PassManager("builtin.module").add(text)
-    except ValueError as error:
-        raise PipelineError(_native_error(text, str(error))) from error
-
-
-def _native_error(text: str, error: str) -> str:
-    unknown = re.search(r"'([^']*)' does not refer to a registered pass", error)
-    if unknown is not None:
-        return f"unknown pass '{unknown.group(1)}'{_near_misses(unknown.group(1))}"
-    reason = error.strip().splitlines()[0].rpartition("error: ")[2]
-    return f"bad pipeline element '{text}': {reason}"
-
-
-def _near_misses(name: str) -> str:
+def near_misses(name: str) -> str:
+    """The end of a message about an unknown pass: what was meant."""
     near = difflib.get_close_matches(name, (*PASSES, *_COMMON_NATIVE_PASSES), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else "; see quantune-opt --list-passes"

@@ -295,6 +295,8 @@ class Builder:
         """
         lowered = self.lower(config)
         program = self._compile(lowered.module, self.target, explain=True)
+        for layer, reason in lowered.reasons.items():
+            logger.info("%s: %s", layer, reason)
         provenance = replace(self._provenance(config, lowered, program), measured=measured)
         return Artifact(attach(program.path.read_bytes(), provenance))
 
@@ -324,6 +326,7 @@ class Builder:
             sources=self.origin.arguments(),
             data={} if self.calib is None or config.is_float else {"calibration": self.calib.fingerprint},
             layers=self.executed(program),
+            reasons=lowered.reasons,
             processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,
         )
 

@@ -77,8 +77,8 @@ def from_module(module: ir.Module, name: str) -> ImportedModel:
     """
     from torch_mlir import ir
 
-    from mlir_passes.prepare import prepare
-    from mlir_passes.read_network import NetworkError, main_function, read_network
+    from mlir_passes.ops.prepare import prepare
+    from mlir_passes.ops.reader import NetworkError, main_function, read_network
 
     with module.context:
         try:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlir_passes.network import LAYERS, TRANSPARENT, Network, Node
+from mlir_passes.network import FLOAT, Network, Node
 from quantune.bits import BitWidths
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
@@ -97,9 +97,7 @@ def lay_out(network: Network, layers: frozenset[str]) -> Layout:
             name = groups[name]
         return name
 
-    hands_on = {
-        n.name for n in network.nodes if n.name in integer and n.kind in TRANSPARENT and not _is_fused(network, n)
-    }
+    hands_on = {n.name for n in network.nodes if n.name in integer and n.traits.hands_on and not _is_fused(network, n)}
     for node in network.nodes:
         if node.name in hands_on and node.name in groups:
             for name in node.inputs:
@@ -205,38 +203,37 @@ def merged(statistics: Mapping[str, Histogram], names: Sequence[str]) -> Histogr
 
 
 def _is_fused(network: Network, node: Node) -> bool:
-    return node.kind == "clamp" and network.fused_clamp(network.by_name[node.inputs[0]]) is node
+    return node.traits.clamps and network.fused_clamp(network.by_name[node.inputs[0]]) is node
 
 
 def _follows_float(network: Network, node: Node) -> bool:
     """A clamp that alone reads a float operation belongs to it: quantizing in between would only lose precision."""
     source = network.by_name[node.inputs[0]]
-    return node.kind == "clamp" and source.kind == "float" and len(network.consumers[source.name]) == 1
+    return node.traits.clamps and source.kind == FLOAT and len(network.consumers[source.name]) == 1
 
 
 def _is_made_in_integers(network: Network, name: str, layers: frozenset[str]) -> bool:
     """Whether a tensor is made of nothing but results of integer layers: quantizing it is what they do anyway."""
     node = network.by_name[name]
-    if node.kind in LAYERS:
+    if node.traits.weighted:
         return name in layers
-    inside = node.kind not in ("input", "float")
-    return inside and all(_is_made_in_integers(network, source, layers) for source in node.inputs)
+    return node.traits.integers and all(_is_made_in_integers(network, source, layers) for source in node.inputs)
 
 
 def _integer_nodes(network: Network, layers: frozenset[str]) -> frozenset[str]:
     integer: set[str] = set()
     final = set(network.outputs)
     for node in reversed(network.nodes):
-        if node.kind in ("reshape", "transpose") and node.name in final and not network.consumers[node.name]:
+        if node.traits.view and node.name in final and not network.consumers[node.name]:
             final.update(node.inputs)  # a view of the result is the result
     for node in reversed(network.nodes):
-        if node.kind in LAYERS:
+        if node.traits.weighted:
             runs = node.name in layers
-        elif node.kind in ("input", "float") or _follows_float(network, node):
+        elif not node.traits.integers or _follows_float(network, node):
             runs = False
         else:
             runs = any(reader.name in integer for reader in network.consumers[node.name])
-            if node.kind == "avgpool" and node.name in final:  # it sums integers exactly, and scales the sum to f32
+            if node.traits.ends_in_f32 and node.name in final:  # it sums integers exactly, and scales the sum to f32
                 runs = runs or _is_made_in_integers(network, node.inputs[0], layers)
         if runs:
             integer.add(node.name)

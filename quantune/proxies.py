@@ -171,14 +171,14 @@ def architecture(network: Network) -> dict[str, float]:
 
 def _taps(squares: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
     """Sum over the kernel's taps: [o, c] for the c input channels of o's group."""
-    return squares if node.kind == "matmul" else squares.sum(axis=(2, 3))
+    return squares if squares.ndim == 2 else squares.sum(axis=(2, 3))
 
 
 def _by_output(power: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
     """The power of the input channels that each output channel reads: broadcasts to [o, c]."""
     assert node.weight is not None
     outputs, reads = node.weight.shape[:2]
-    if node.kind == "matmul" and len(power) != reads:  # a flattened image: a channel's power stands for its pixels
+    if node.weight.ndim == 2 and len(power) != reads:  # a flattened image: a channel's power stands for its pixels
         power = np.repeat(power, reads // len(power))
     if node.groups == 1:
         return power[None, :]

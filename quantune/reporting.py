@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlir_passes.network import LAYERS, Network
+from mlir_passes.network import FLOAT, INPUT, Network, Node
 from quantune.builder import Builder
 from quantune.compiler.provenance import Measured
 from quantune.config import QuantConfig
@@ -25,8 +25,6 @@ from quantune.versions import versions
 
 if TYPE_CHECKING:
     from quantune.evaluator import Evaluator
-
-_FLOAT_KINDS = ("float",)
 
 
 def describe(
@@ -76,11 +74,12 @@ def measured(evaluator: Evaluator, trial: TuningTrial) -> Measured | None:
 
 
 def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | None) -> list[dict[str, Any]]:
-    """A row for each layer, with what the compiled program runs it in, and for each float operation, with why."""
+    """A row for each layer, with what the program runs it in, and for all that is in f32 or in no kernel: why."""
     executed = {row.layer: row for row in artifact.layers}
+    reasons = {} if artifact.provenance is None else artifact.provenance.reasons
     rows = []
     for node in network.nodes:
-        if node.kind in LAYERS:
+        if node.traits.weighted:
             row = executed.get(node.layer)
             ran = "unknown" if row is None else row.precision
             entry: dict[str, Any] = {
@@ -93,10 +92,10 @@ def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | N
                 entry["weight_bits"] = bits_of(plan.weights[node.name])
                 entry["activation_bits"] = bits_of(plan.activations[node.inputs[0]])
                 entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name])
-            if ran.startswith("f"):
-                entry["why"] = _why_float(plan, node.name)
+            if why := _why(plan, node, ran, reasons.get(node.layer, "")):
+                entry["why"] = why
             rows.append(entry)
-        elif node.kind in _FLOAT_KINDS and plan is not None:
+        elif node.kind == FLOAT and plan is not None:
             rows.append(
                 {
                     "name": node.name,
@@ -106,6 +105,9 @@ def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | N
                     "why": "no integer form of this operation",
                 }
             )
+        elif node.kind not in (INPUT, FLOAT) and (why := reasons.get(node.layer)) is not None:
+            executed_in = "f32" if plan is None or why.startswith("in f32") else "i8"
+            rows.append({"name": node.name, "kind": node.kind, "executed": executed_in, "macs": 0, "why": why})
     return rows
 
 
@@ -208,14 +210,15 @@ def _kind(kind: str, groups: int, channels: int) -> str:
     return kind
 
 
-def _why_float(plan: QuantizationPlan | None, name: str) -> str:
+def _why(plan: QuantizationPlan | None, node: Node, ran: str, reason: str) -> str:
+    """Why a layer is in f32, or in integers without a kernel; empty where neither is so."""
+    if not ran.startswith("f"):
+        return reason
     if plan is None:
-        return "nothing is quantized"
-    return (
-        "quantized, but the compiler runs it in float"
-        if name in plan.weights
-        else "the first and the last layer stay f32 (mixed)"
-    )
+        return "; ".join(filter(None, ("nothing is quantized", reason)))
+    if node.name not in plan.weights:
+        return "the first and the last layer stay f32 (mixed)"
+    return reason or "quantized, but the compiler runs it in float"
 
 
 def _weight_sqnr(weight: np.ndarray, params: affine.QuantParams) -> float:

@@ -12,10 +12,12 @@ import numpy as np
 from torch_mlir import ir
 from torch_mlir.dialects import arith, tensor
 
-from mlir_passes import match
-from mlir_passes.build import constant, elementwise, layer_of, parameter, set_layer, tensor_type
-from mlir_passes.cpu.kernels.text import NAME, Layout
+from mlir_passes.base import Missed
 from mlir_passes.cpu.patterns import MAX_POOL, Padded, Parameter, padded
+from mlir_passes.ir import match
+from mlir_passes.ir.build import constant, elementwise, layer_of, parameter, set_layer
+from mlir_passes.ir.moves import extract_slice, pad, reshape
+from mlir_passes.kernels.text import NAME, Layout
 
 
 class KernelSpec(Protocol):
@@ -46,11 +48,15 @@ def _text(spec: KernelSpec) -> str:
 
 
 class Calls:
-    """The kernels of a module, and ``buffers``: the form that kernels read of each i8 value they make."""
+    """The kernels of a module.
+
+    buffers: the form that kernels read of each value they make. missed: why an operation became no kernel.
+    """
 
     def __init__(self, module: ir.Operation) -> None:
         self.module = module
         self.buffers: dict[ir.Value, Buffer] = {}
+        self.missed: dict[ir.Operation, str] = {}
         self._converted: dict[ir.Value, Buffer] = {}
         self._names: dict[str, str] = {}
 
@@ -80,6 +86,10 @@ class Calls:
             )
         return self._names[text]
 
+    def miss(self, op: ir.Operation, missed: Missed) -> None:
+        """Remember why an operation becomes no kernel."""
+        self.missed[op] = missed.reason
+
     # Tensors
 
     def buffer(self, value: ir.Value) -> Buffer:
@@ -90,6 +100,11 @@ class Calls:
             layout, number = self.layout(value)
             self._converted[value] = Buffer(self._bordered(value, layout, number), layout)
         return self._converted[value]
+
+    def held_layout(self, value: ir.Value) -> Layout:
+        """The layout of a value's ``buffer``, which is not made for it."""
+        known = self.buffers.get(value) or self._converted.get(value)
+        return self.layout(value)[0] if known is None else known.layout
 
     def layout(self, value: ir.Value) -> tuple[Layout, Parameter | None]:
         """The layout that all readers of a value agree with, and the number in its border."""
@@ -118,12 +133,7 @@ class Calls:
         filling = tensor.extract(self.border(number, ()), [])
         low = [0, layout.top, layout.left, 0]
         high = [0, layout.bottom, layout.right, layout.stride - layout.c]
-        pad = tensor.PadOp(tensor_type(layout.shape, np.int8), image, [], [], low, high)
-        location = ir.Location.current
-        block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
-        with ir.InsertionPoint(block), location:
-            tensor.YieldOp(filling)
-        return pad.result
+        return pad(image, low, high, filling)
 
     # Constants
 
@@ -173,16 +183,9 @@ def image_layout(value: ir.Value, *, floating: bool = False) -> Layout:
 
 def unbordered(value: ir.Value, layout: Layout, kind: ir.RankedTensorType) -> ir.Value:
     """The images in a buffer, in the shape of ``kind``."""
-    element, image = kind.element_type, (layout.images, layout.h, layout.w, layout.c)
+    image = (layout.images, layout.h, layout.w, layout.c)
     if layout.shape != image:
-        attributes = {
-            "static_offsets": ir.DenseI64ArrayAttr.get([0, layout.top, layout.left, layout.first]),
-            "static_sizes": ir.DenseI64ArrayAttr.get(image),
-            "static_strides": ir.DenseI64ArrayAttr.get([1, 1, 1, 1]),
-            "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
-        }
-        made = tensor_type(image, element)
-        value = ir.Operation.create("tensor.extract_slice", [made], [value], attributes).results[0]
+        value = extract_slice(value, [0, layout.top, layout.left, layout.first], image)
     return reshaped(value, list(kind.shape))
 
 
@@ -191,12 +194,7 @@ def reshaped(value: ir.Value, shape: list[int]) -> ir.Value:
     kind = ir.RankedTensorType(value.type)
     if list(kind.shape) == shape:
         return value
-    attributes: dict[str, ir.Attribute] = {"reassociation": ir.Attribute.parse("[[0], [1, 2, 3]]")}
-    name = "tensor.collapse_shape"
-    if len(shape) > kind.rank:
-        name = "tensor.expand_shape"
-        attributes["static_output_shape"] = ir.DenseI64ArrayAttr.get(shape)
-    return ir.Operation.create(name, [tensor_type(shape, kind.element_type)], [value], attributes).result
+    return reshape(value, shape, "[[0], [1, 2, 3]]")
 
 
 def _read_by(use: ir.OpOperand) -> Padded | None:
@@ -204,9 +202,8 @@ def _read_by(use: ir.OpOperand) -> Padded | None:
     if op.name != "tensor.pad":
         return None
     readers = {each.owner.operation.name for each in op.results[0].uses}
-    if MAX_POOL in readers:
-        return None
-    return padded(op.results[0])
+    found = padded(op.results[0])
+    return None if MAX_POOL in readers or isinstance(found, Missed) else found
 
 
 def _flip(x: ir.Value) -> ir.Value:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 from torch_mlir import ir
-from torch_mlir.dialects import arith, tensor
+from torch_mlir.dialects import arith
 
-from mlir_passes import match
-from mlir_passes.build import tensor_type
 from mlir_passes.cpu.emit import Buffer, Calls, KernelSpec, image_layout, is_image, reshaped
-from mlir_passes.cpu.kernels.text import Layout
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, SUM_POOL, Padded
+from mlir_passes.ir import match
+from mlir_passes.ir.build import tensor_type
+from mlir_passes.ir.moves import pad
+from mlir_passes.kernels.text import Layout
 
 _WINDOWED = (DENSE, GROUPED, DEPTHWISE, SUM_POOL)
 _ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache
@@ -59,18 +60,12 @@ class FloatTensors:
 def padded(value: ir.Value, number: float = 0.0) -> Padded:
     """What a reader reads: the source of a tensor.pad of rows and columns with ``number``, else the value itself."""
     op = match.owner(value)
-    pad = None if op is None else match.match_pad(op)
-    if (
-        pad is None
-        or pad.value != number
-        or len(pad.low) != 4
-        or pad.low[0]
-        or pad.low[3]
-        or pad.high[0]
-        or pad.high[3]
-    ):
+    found = None if op is None else match.match_pad(op)
+    if found is None or found.value != number or len(found.low) != 4:
         return Padded(value)
-    return Padded(pad.source, pad.low[1], pad.low[2], pad.high[1], pad.high[2])
+    if any((found.low[0], found.low[3], found.high[0], found.high[3])):
+        return Padded(value)
+    return Padded(found.source, found.low[1], found.low[2], found.high[1], found.high[2])
 
 
 def is_float_image(value: ir.Value) -> bool:
@@ -91,9 +86,4 @@ def _bordered(value: ir.Value, layout: Layout) -> ir.Value:
         return image
     low, high = [0, layout.top, layout.left, 0], [0, layout.bottom, layout.right, 0]
     zero = arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
-    pad = tensor.PadOp(tensor_type(layout.shape, np.float32), image, [], [], low, high)
-    location = ir.Location.current
-    block = pad.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
-    with ir.InsertionPoint(block), location:
-        tensor.YieldOp(zero)
-    return pad.result
+    return pad(image, low, high, zero)

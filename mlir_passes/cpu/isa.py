@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlir_passes.cpu.kernels.text import Kernel
+    from mlir_passes.kernels.text import Kernel
 
 # Packs of two i32 vectors into i16, and of two i16 vectors into u8, both saturating and within 128-bit lanes.
 _PACKS = {

@@ -26,9 +26,7 @@ from typing import ClassVar
 
 from torch_mlir import ir
 
-from mlir_passes import match
-from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import erase_dead
+from mlir_passes.base import Pass
 from mlir_passes.cpu.emit import Calls
 from mlir_passes.cpu.float_tensors import FloatTensors
 from mlir_passes.cpu.isa import VARIANTS
@@ -36,7 +34,9 @@ from mlir_passes.cpu.select import Selection
 from mlir_passes.cpu.select_float import FloatSelection
 from mlir_passes.cpu.select_float_moves import FloatMoveSelection
 from mlir_passes.cpu.select_moves import MoveSelection
-from mlir_passes.read_network import NetworkError, main_function
+from mlir_passes.ir import match
+from mlir_passes.ir.build import erase_dead, layer_of, note_missed
+from mlir_passes.ops.reader import main_function
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ class LowerToCpuKernels(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure when the module has no single function."""
-        try:
-            function = main_function(module)
-        except NetworkError as error:
-            raise PassFailure(module, f"cannot be lowered to kernels: {error}") from error
+        function = main_function(module)
         # stream and flow are IREE's: to these bindings they are unregistered dialects.
         module.context.allow_unregistered_dialects = True
         calls = Calls(module)
@@ -72,6 +69,21 @@ class LowerToCpuKernels(Pass):
                     selection.visit(op)
         _convert_at_other_readers(function, calls)
         erase_dead(function)
+        note_missed(module, _reasons(function, calls))
+
+
+def _reasons(function: ir.Operation, calls: Calls) -> dict[str, str]:
+    """Layer -> why it, or a part of it, became no kernel."""
+    found: dict[str, str] = {}
+    for op in (each.operation for each in function.regions[0].blocks[0].operations):
+        layer = layer_of(op)
+        if layer is None or not (op.name.startswith("linalg.") or op in calls.missed):
+            continue
+        if op in calls.missed:
+            found[layer] = f"no kernel: {calls.missed[op]}"
+        else:
+            found.setdefault(layer, f"no kernel computes {match.float_detail(op)}")
+    return found
 
 
 def _convert_at_other_readers(function: ir.Operation, calls: Calls) -> None:

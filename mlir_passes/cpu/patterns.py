@@ -9,20 +9,24 @@ from typing import TypeGuard
 import numpy as np
 from torch_mlir import ir
 
-from mlir_passes import integer_ops, match
-from mlir_passes.build import constant_array, parameter_name
+from mlir_passes.base import Missed
 from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, SHIFT
-from mlir_passes.cpu.kernels.text import Layout
+from mlir_passes.ir import match
+from mlir_passes.ir.build import constant_array, parameter_name
+from mlir_passes.ir.moves import SPLIT_LAST, is_reshape
 from mlir_passes.ir.same_body import PARALLEL, REDUCTION, arithmetic, emitted, is_plain, iterators
-from mlir_passes.lower_quant import QUANTIZE
+from mlir_passes.kernels.text import Layout
+from mlir_passes.ops import requantize
+from mlir_passes.ops.add import ADD
+from mlir_passes.ops.pool import sum_body
+from mlir_passes.passes.lower_quant import QUANTIZE
 
 DENSE, GROUPED = "linalg.conv_2d_nhwc_hwcf", "linalg.conv_2d_nhwgc_gfhwc"
 DEPTHWISE, MATMUL = "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
 SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
 
-_FORMS = {MULTIPLIER: integer_ops.MULTIPLIER, REAL: integer_ops.REAL, SHIFT: integer_ops.SHIFT}
-_LAST = "[[0], [1], [2], [3, 4]]"
+_FORMS = {MULTIPLIER: requantize.MULTIPLIER, REAL: requantize.REAL, SHIFT: requantize.SHIFT}
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def parameter_of(value: ir.Value) -> Parameter | None:
     return None if numbers is None or op is None else Parameter(numbers, parameter_name(op))
 
 
-def requantized(op: ir.Operation) -> Requantized | None:
-    """A layer's or an average's epilogue on its i32 sums, which begin at 0."""
+def requantized(op: ir.Operation) -> Requantized | Missed | None:
+    """A layer's or an average's epilogue on its i32 sums, which begin at 0; None for anything else."""
     form = next((kind for kind, form in _FORMS.items() if form.matches(op)), None)
     if form is None:
         return None
@@ -80,9 +84,13 @@ def requantized(op: ir.Operation) -> Requantized | None:
     sums, parameters = match.owner(acc), _parameters(others)
     if sums is not None and regroups_last(sums) and (grouped := match.owner(sums.operands[0])) is not None:
         sums = grouped if grouped.name == GROUPED else sums
-    if sums is None or parameters is None or not sums.name.startswith("linalg."):
-        return None
-    return Requantized(op, sums, form, parameters) if match.scalar(match.init_of(sums)) == 0 else None
+    if parameters is None:
+        return Missed("the numbers that requantize it are not constant")
+    if sums is None or not sums.name.startswith("linalg."):
+        return Missed("what it requantizes is no sum")
+    if match.scalar(match.init_of(sums)) != 0:
+        return Missed("its sums do not begin at 0")
+    return Requantized(op, sums, form, parameters)
 
 
 def _parameters(values: Sequence[ir.Value]) -> tuple[Parameter, ...] | None:
@@ -93,22 +101,23 @@ def _parameters(values: Sequence[ir.Value]) -> tuple[Parameter, ...] | None:
 
 def regroups_last(op: ir.Operation | None) -> TypeGuard[ir.Operation]:
     """Whether a reshape splits or joins the last dimension of [n, h, w, c] and nothing else."""
-    if op is None or op.name not in ("tensor.expand_shape", "tensor.collapse_shape"):
-        return False
-    return op.attributes["reassociation"] == ir.Attribute.parse(_LAST, context=op.context)
+    return is_reshape(op, SPLIT_LAST)
 
 
-def added(op: ir.Operation) -> Sum | None:
-    """A residual addition in fixed point."""
-    if not integer_ops.ADD.matches(op):
+def added(op: ir.Operation) -> Sum | Missed | None:
+    """A residual addition in fixed point; None for anything else."""
+    if not ADD.matches(op):
         return None
     a, b, *others = match.inputs_of(op)
     parameters = _parameters(others)
-    return None if parameters is None else Sum(op, a, b, parameters)
+    return Missed("the numbers of the addition are not constant") if parameters is None else Sum(op, a, b, parameters)
 
 
-def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Parameter, ...]] | None:
-    """A transpose to channels-last of quantized f32: the quantizing operation, its f32 input, scale, z, lo, hi."""
+def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Parameter, ...]] | Missed | None:
+    """A transpose to channels-last of quantized f32: the quantizing operation, its f32 input, scale, z, lo, hi.
+
+    None for anything else.
+    """
     if op.name != "linalg.transpose" or match.ints(op, "permutation") != (0, 2, 3, 1):
         return None
     quantize = match.owner(op.operands[0])
@@ -116,21 +125,25 @@ def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Par
         return None
     real, *others = match.inputs_of(quantize)
     parameters = _parameters(others)
-    return None if parameters is None else (quantize, real, parameters)
+    if parameters is None:
+        return Missed("the numbers that quantize it are not constant")
+    return quantize, real, parameters
 
 
-def padded(value: ir.Value) -> Padded | None:
-    """What a reader of i8 reads: a tensor, or a tensor.pad of it; None for a pad of another kind."""
+def padded(value: ir.Value) -> Padded | Missed:
+    """What a reader of i8 reads: a tensor, or a tensor.pad of its rows and columns with one number."""
     op = match.owner(value)
     if op is None or op.name != "tensor.pad":
         return Padded(value)
     if len(op.operands) != 1 or str(ir.RankedTensorType(value.type).element_type) != "i8":
-        return None
+        return Missed(f"its padding is not of i8 by a fixed width: {value.type}")
     low, high = match.ints(op, "static_low"), match.ints(op, "static_high")
     *others, yielded = match.body_of(op)
     number = _padding_number(yielded.operands[0])
-    if others or len(low) != 4 or low[0] or low[3] or high[0] or high[3] or number is None:
-        return None
+    if others or number is None:
+        return Missed("its padding does not hold one constant number")
+    if len(low) != 4 or any((low[0], low[3], high[0], high[3])):
+        return Missed("its padding is not of rows and columns alone")
     return Padded(op.operands[0], low[1], low[2], high[1], high[2], number)
 
 
@@ -214,7 +227,7 @@ def _joins_for_shuffle(use: ir.OpOperand) -> bool:
 
 def image_sum(op: ir.Operation) -> bool:
     """Whether a generic sums an i8 image's rows and columns in i32."""
-    return _reduces_image(op) and arithmetic(op.regions[0].blocks[0]) == emitted(integer_ops.sum_body, "i8", "i32")
+    return _reduces_image(op) and arithmetic(op.regions[0].blocks[0]) == emitted(sum_body, "i8", "i32")
 
 
 def float_image_sum(op: ir.Operation) -> bool:

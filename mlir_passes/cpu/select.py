@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch_mlir import ir
 
-from mlir_passes import match
-from mlir_passes.build import tensor_type
+from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.emit import (
     Buffer,
@@ -27,10 +26,12 @@ from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
 from mlir_passes.cpu.kernels.pointwise import Add
 from mlir_passes.cpu.kernels.pool import SumPool
-from mlir_passes.cpu.kernels.text import Layout, joined_images
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded, Parameter, Requantized, Sum
 from mlir_passes.cpu.tiles import choose_tile
+from mlir_passes.ir import match
+from mlir_passes.ir.build import tensor_type
 from mlir_passes.ir.same_body import is_plain
+from mlir_passes.kernels.text import Layout, joined_images
 
 
 @dataclass(frozen=True)
@@ -58,38 +59,44 @@ class Selection:
         """Emit the kernel for ``op``, or let it wait for the addition that follows it, or do nothing."""
         if not makes_tensor(op) or not is_image(op.results[0]):
             return
-        if (found := patterns.requantized(op)) is not None:
-            self._requantized(found)
-        elif (total := patterns.added(op)) is not None:
-            self._add(total)
+        found = patterns.requantized(op) or patterns.added(op)
+        missed = found
+        if isinstance(found, Requantized):
+            missed = self._requantized(found)
+        elif isinstance(found, Sum):
+            missed = self._add(found)
+        if isinstance(missed, Missed):
+            self.calls.miss(op, missed)
 
     # Layers
 
-    def _requantized(self, found: Requantized) -> None:
-        if found.sums.name in (DENSE, GROUPED, DEPTHWISE, MATMUL):
-            layer = self._layer(found)
-            if layer is None:
-                return
-            if self._is_added(found):
-                self.waiting[found.op.results[0]] = layer
-            else:
-                self._emit_layer(layer, None, None)
-        elif patterns.sums_windows(found.sums) or patterns.image_sum(found.sums):
-            self._average(found)
+    def _requantized(self, found: Requantized) -> Missed | None:
+        if patterns.sums_windows(found.sums) or patterns.image_sum(found.sums):
+            return self._average(found)
+        layer = self._layer(found)
+        if isinstance(layer, Missed):
+            return layer
+        if self._is_added(found):
+            self.waiting[found.op.results[0]] = layer
+        else:
+            self._emit_layer(layer, None, None)
+        return None
 
-    def _layer(self, found: Requantized) -> _Layer | None:
+    def _layer(self, found: Requantized) -> _Layer | Missed:
         sums, groups = found.sums, 1
+        if sums.name not in (DENSE, GROUPED, DEPTHWISE, MATMUL) or not is_plain(sums):
+            return Missed(f"no kernel computes {match.float_detail(sums)} as it stands")
         read, weight = sums.operands[0], patterns.parameter_of(sums.operands[1])
         if sums.name == GROUPED:
             split = match.owner(read)
-            if split is None or not patterns.regroups_last(split):
-                return None
+            if not patterns.regroups_last(split):
+                return Missed("its groups are not neighbouring channels of its input")
             read, groups = split.operands[0], match.shape_of(read)[3]
-        source = patterns.padded(read)
-        if weight is None or source is None or not is_stored(source.value) or not self._fits(source):
-            return None
-        if weight.numbers.dtype != np.int8 or not is_plain(sums):
-            return None
+        source = self._source(read)
+        if isinstance(source, Missed):
+            return source
+        if weight is None or weight.numbers.dtype != np.int8:
+            return Missed("its weights are not constant i8")
         if sums.name == MATMUL:
             return _Layer(found, source, Parameter(weight.numbers[None, None], weight.tag), Window())
         if sums.name == GROUPED:
@@ -97,19 +104,24 @@ class Selection:
         kernel = (weight.numbers.shape[0], weight.numbers.shape[1])
         return _Layer(found, source, weight, patterns.window_of(sums, kernel, source), groups)
 
-    def _fits(self, source: Padded) -> bool:
-        """Whether the border that ``source`` asks for is the one that its tensor has or will have."""
-        if source.number is None:
-            return True
-        _, number = self.calls.layout(source.value)
-        return number is not None and np.array_equal(number.numbers, source.number.numbers)
+    def _source(self, read: ir.Value) -> Padded | Missed:
+        """What a layer or an average reads, with the border that its tensor has or will have."""
+        source = patterns.padded(read)
+        if isinstance(source, Missed):
+            return source
+        if not is_stored(source.value):
+            return Missed(f"it reads {source.value.type}, which are not images of stored integers")
+        _, number = (None, None) if source.number is None else self.calls.layout(source.value)
+        if source.number is not None and (number is None or not np.array_equal(number.numbers, source.number.numbers)):
+            return Missed("another reader of its input wants another number in the border")
+        return source
 
     def _is_added(self, found: Requantized) -> bool:
         if found.form == REAL or found.sums.name not in (DENSE, GROUPED):
             return False
         uses = list(found.op.results[0].uses)
         total = patterns.added(uses[0].owner.operation) if len(uses) == 1 else None
-        return total is not None and is_image(total.op.results[0])
+        return isinstance(total, Sum) and is_image(total.op.results[0])
 
     def _emit_layer(self, layer: _Layer, total: Sum | None, residual: ir.Value | None) -> None:
         found = layer.found
@@ -168,14 +180,14 @@ class Selection:
         values = [m_a, m_b, offset, shift, zero + 128, low + 128, high + 128, border_byte(number)]
         return self.calls.constant(tag_like(total.parameters[0], "sum"), np.array(values, np.int64).astype(np.int32))
 
-    def _average(self, found: Requantized) -> None:
+    def _average(self, found: Requantized) -> Missed | None:
         sums = found.sums
-        source = patterns.padded(sums.operands[0])
-        if source is None or not is_stored(source.value) or not self._fits(source):
-            return
+        source = self._source(sums.operands[0])
+        if isinstance(source, Missed):
+            return source
         if sums.name == "linalg.generic":
             if source.number is not None:
-                return
+                return Missed("it sums a whole image with a border")
             shape = match.shape_of(source.value)
             window = Window((shape[1], shape[2]))
         else:
@@ -186,6 +198,7 @@ class Selection:
         spec = SumPool(x.layout, y, window, Form(found.form), self.isa)
         count = window.kernel[0] * window.kernel[1]
         self._call(spec, [x.value, *self._numbers(found, spec, 128 * count, number)], found.op.results[0], y, found)
+        return None
 
     def _result_layout(self, found: Requantized, result: ir.Value) -> tuple[Layout, Parameter | None]:
         if found.form == REAL:
@@ -210,7 +223,7 @@ class Selection:
 
     # Additions
 
-    def _add(self, total: Sum) -> None:
+    def _add(self, total: Sum) -> Missed | None:
         result = total.op.results[0]
         # The later of two waiting layers takes the sum along; the other one's result is then there.
         waiting = [value for value in self.waiting if value in (total.a, total.b)]
@@ -219,9 +232,10 @@ class Selection:
         if waiting and total.a != total.b:
             layer = self.waiting.pop(waiting[-1])
             self._emit_layer(layer, total, total.a if total.b == waiting[-1] else total.b)
-            return
+            return None
         y, number = self.calls.layout(result)
         a, b = self.calls.buffer(total.a), self.calls.buffer(total.b)
         spec = Add(a.layout, b.layout, y, self.isa)
         operands = [self._sum_numbers(total, number, swapped=False), a.value, b.value]
         self.calls.buffers[result] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), total.op), y)
+        return None

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from torch_mlir import ir
 
-from mlir_passes import match
-from mlir_passes.build import constant, relaid_constant
+from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
-from mlir_passes.cpu.kernels.text import Layout, joined_images
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded
 from mlir_passes.cpu.tiles import choose_tile
+from mlir_passes.ir import match
+from mlir_passes.ir.build import constant, relaid_constant
 from mlir_passes.ir.same_body import is_plain
+from mlir_passes.kernels.text import Layout, joined_images
 
 _WIDEST = 11  # columns of a depthwise window that are worth writing out
 
@@ -61,32 +62,39 @@ class FloatSelection:
     def visit(self, op: ir.Operation) -> None:
         """Emit the kernel that ends with ``op``, or let a layer wait for the operations behind it, or do nothing."""
         layer = self._layer(op)
-        if layer is not None:
+        if isinstance(layer, Missed):
+            self.tensors.calls.miss(op, layer)
+        elif layer is not None:
             self.waiting[layer.tail.result] = layer
         if len(op.results) == 1 and op.results[0] in self.waiting:
             self._emit(self.waiting.pop(op.results[0]))
 
-    def _layer(self, op: ir.Operation) -> _Layer | None:
+    def _layer(self, op: ir.Operation) -> _Layer | Missed | None:
         if op.name == "tensor.collapse_shape":
             return self._grouped(op)
         if op.name not in (DENSE, DEPTHWISE, MATMUL):
             return None
-        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]) or not is_plain(op):
+        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]):
             return None
+        if not is_plain(op):
+            return Missed(f"no kernel computes {op.name} as it stands")
         weight, channels = relaid_constant(op.operands[1]), match.shape_of(op.results[0])[-1]
         bias = _bias(match.init_of(op), channels)
-        if weight is None or bias is None or channels < (4 if op.name == DEPTHWISE else self.isa.lanes):
-            return None
+        if weight is None or bias is None:
+            return Missed("its weights or its bias are not constant")
+        fewest = 4 if op.name == DEPTHWISE else self.isa.lanes
+        if channels < fewest:
+            return Missed(f"it has {channels} channels, fewer than the {fewest} of a vector")
         tail = self._tail(op.results[0], with_residual=op.name != DEPTHWISE)
         if op.name == MATMUL:
             return _Layer(op, Padded(op.operands[0]), weight[None, None], bias, Window(), tail)
         if op.name == DEPTHWISE and weight.shape[1] > _WIDEST:
-            return None
+            return Missed(f"its window is wider than {_WIDEST} columns")
         source = padded(op.operands[0])
         window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
         return _Layer(op, source, weight, bias, window, tail)
 
-    def _grouped(self, joined: ir.Operation) -> _Layer | None:
+    def _grouped(self, joined: ir.Operation) -> _Layer | Missed | None:
         """The grouped convolution whose channels ``joined`` brings together."""
         op = match.owner(joined.operands[0])
         if (
@@ -102,10 +110,12 @@ class FloatSelection:
         if patterns.regroups_last(started):
             init = started.operands[0]
         bias = _bias(init, channels)
-        if not patterns.regroups_last(split) or not patterns.regroups_last(joined) or weight is None or bias is None:
-            return None
-        if channels < self.isa.lanes or not is_plain(op):
-            return None
+        if not patterns.regroups_last(split) or not patterns.regroups_last(joined):
+            return Missed("its groups are not neighbouring channels")
+        if weight is None or bias is None or not is_plain(op):
+            return Missed("its weights or its bias are not constant")
+        if channels < self.isa.lanes:
+            return Missed(f"it has {channels} channels, fewer than the {self.isa.lanes} of a vector")
         groups, weight = weight.shape[0], patterns.ungrouped(weight)
         source = padded(split.operands[0])
         window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)

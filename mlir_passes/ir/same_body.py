@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch_mlir import ir
 from torch_mlir.dialects import linalg
 
-from mlir_passes.build import defining_op, elementwise, tensor_type
+from mlir_passes.ir.build import defining_op, elementwise, tensor_type
 
 Arithmetic = tuple[tuple[object, ...], ...]
 """Steps in the order in which the results need them: name, attributes, types, numbers of the steps that are read."""

@@ -20,8 +20,8 @@ from typing import ClassVar
 from torch_mlir import ir
 from torch_mlir.dialects import arith
 
-from mlir_passes import build
 from mlir_passes.base import Pass, PassFailure
+from mlir_passes.ir import build
 
 _WIDTHS = (8, 16)
 

@@ -23,7 +23,7 @@ from mlir_passes.network import Node
 from quantune.allocation.base import Scores, Subject
 from quantune.bits import LayerBits
 from quantune.numerics import affine
-from quantune.numerics.simulate import columns
+from quantune.numerics.ops.layer import columns
 
 DELTA = 0.05
 """delta_score of the paper: the weight of the deviation, not a confidence level."""

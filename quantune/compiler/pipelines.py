@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlir_passes.base import PassFailure, PipelineFailure
-from mlir_passes.registry import Pipeline
+from mlir_passes.pipeline import Pipeline
 from quantune.compiler.targets import Target
 from quantune.errors import PassFailed
 from quantune.plan import QuantizationPlan
-from quantune.process import scratch
 
 if TYPE_CHECKING:
     from torch_mlir import ir
@@ -46,19 +45,18 @@ class Lowered:
 
     module: MLIR bytecode with all numbers inside, or, where ``parameters`` is not None, text without them.
     parameters: name -> array, the numbers taken out. pipeline: the passes, as text. parameter_bytes: what those numbers
-    take in an artifact, where narrow weights are packed.
+    take in an artifact, where narrow weights are packed. reasons: layer -> why it is not in integers or has no kernel.
     """
 
     module: bytes
     parameters: dict[str, np.ndarray] | None
     pipeline: str
     parameter_bytes: int = 0
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def quantize_passes(plan: Path | str) -> str:
-    """f32 linalg -> quantize/dequantize pairs."""
-    return f'quantune-annotate{{plan="{plan}"}},quantune-insert-qdq'
-
+QUANTIZE_PASSES = "quantune-annotate,quantune-insert-qdq"
+"""f32 linalg that holds its plan -> quantize/dequantize pairs."""
 
 INTEGER_PASSES = "quantune-lower-qdq-to-integer,quantune-lower-quant"
 """Quantize/dequantize pairs -> integer linalg. No folding pass may come before their end."""
@@ -91,37 +89,21 @@ def lower(
     until: a stage; ``vmfb`` includes the target's own rewrites. outline: take the numbers of an integer program out.
     Raises PassFailed with the pass's diagnostic and, where asked for, the reproducer.
     """
+    from mlir_passes.ir.build import take_missed
+    from mlir_passes.passes.annotate import hold_plan
+
     debugging = debugging or Debugging()
-    with scratch.folder("plan") as folder:
-        plan_file = folder / "plan.json"
-
-        def attempt(plan_file: Path, debugging: Debugging) -> tuple[ir.Module, str]:
-            text = _passes(plan, plan_file, target, precision, until, outline=outline)
-            module = parse(bytecode)
-            run(module, text, debugging)
-            return module, text
-
-        try:
-            module, text = attempt(plan_file, replace(debugging, reproducer_dir=None))
-        except PassFailed as failure:
-            kept_in = debugging.reproducer_dir
-            if kept_in is None:
-                raise
-            try:
-                # Once more, with the plan where the reproducer's command will find it.
-                kept_in.mkdir(parents=True, exist_ok=True)
-                attempt(kept_in / "plan.json", debugging)
-            except OSError as error:
-                reason = error.strerror or error
-                raise PassFailed(f"{failure}; what reproduces it cannot be kept in {kept_in}: {reason}") from failure
-            raise
-    pipeline = text.replace(f"{folder}/", "")
+    module, pipeline = parse(bytecode), _passes(plan, target, precision, until, outline=outline)
+    if plan is not None and until != "linalg":
+        hold_plan(module.operation, plan.to_json())
+    run(module, pipeline, debugging)
+    reasons = take_missed(module.operation)
     if until in ("integer", "vmfb"):
         _assert_lowered(module)
     if not outline:
-        return Lowered(to_bytecode(module), None, pipeline)
-    from mlir_passes.outline_parameters import collect_parameters
-    from mlir_passes.pack_weights import packed_bytes
+        return Lowered(to_bytecode(module), None, pipeline, reasons=reasons)
+    from mlir_passes.passes.outline_parameters import collect_parameters
+    from mlir_passes.passes.pack_weights import packed_bytes
 
     parameters = collect_parameters(module)
     run(module, "quantune-outline-parameters", debugging)
@@ -131,17 +113,15 @@ def lower(
         parameters,
         f"{pipeline},quantune-outline-parameters",
         packed_bytes(parameters) if narrow else sum(array.nbytes for array in parameters.values()),
+        reasons,
     )
 
 
-def _passes(
-    plan: QuantizationPlan | None, plan_file: Path, target: Target, precision: str, until: str, *, outline: bool
-) -> str:
-    """The pipeline up to a stage; writes the plan it reads."""
+def _passes(plan: QuantizationPlan | None, target: Target, precision: str, until: str, *, outline: bool) -> str:
+    """The pipeline up to a stage."""
     text: list[str] = []
     if plan is not None and until != "linalg":
-        plan_file.write_text(plan.to_json(), encoding="utf-8")
-        text.append(quantize_passes(plan_file))
+        text.append(QUANTIZE_PASSES)
         if until != "qdq":
             text.append(INTEGER_PASSES)
     if until == "vmfb":
@@ -153,7 +133,7 @@ def _passes(
 
 def _assert_lowered(module: ir.Module) -> None:
     """IREE folds what is left of the quant dialect away without a word: nothing may be left."""
-    from mlir_passes.lower_quant import assert_no_quant
+    from mlir_passes.passes.lower_quant import assert_no_quant
 
     try:
         assert_no_quant(module)

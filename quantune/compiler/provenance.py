@@ -23,7 +23,7 @@ from quantune.compiler.inspect import LayerExecution, Processor
 from quantune.errors import RunFailed
 
 FORMAT = 2
-_SINCE = {"measured": 2, "sources": 2}
+_SINCE = {"measured": 2, "sources": 2, "reasons": 2}
 """Fields that came later: the format that brought them."""
 _ONCE = {"created": 1}
 """Fields of the past, which are read and forgotten: the last format that had them."""
@@ -56,8 +56,8 @@ class Provenance:
     model's weights. data: role (calibration, validation) -> fingerprint. sources: option of quantune-compile (model,
     calib, …) -> the reference given; Python objects are not among them. layers: what each layer really runs in.
     pipeline: the passes, as text. processor: what a CPU program needs to run, None for other targets. sha256: of the
-    program's bytes, set by attach. measured: what a search measured, None without one. There is no date: the same
-    request gives the same bytes.
+    program's bytes, set by attach. measured: what a search measured, None without one. reasons: layer ->
+    why it is not in integers, or in no kernel. There is no date: the same request gives the same bytes.
     """
 
     target: str
@@ -73,6 +73,7 @@ class Provenance:
     processor: Processor | None = None
     sha256: str = ""
     measured: Measured | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -229,6 +230,7 @@ _READERS = {
     "versions": _mapping,
     "data": _mapping,
     "sources": _mapping,
+    "reasons": _mapping,
     "layers": _layers,
     "processor": _processor,
     "measured": _measured,

@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch_mlir import ir
 
 from mlir_passes.cpu.isa import VARIANTS
-from mlir_passes.registry import Pipeline
+from mlir_passes.pipeline import Pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 run_on_cpu = importlib.import_module("run_on_cpu")

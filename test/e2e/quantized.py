@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlir_passes.network import LAYERS, Node
-from mlir_passes.outline_parameters import collect_parameters
+from mlir_passes.network import Node
+from mlir_passes.passes.outline_parameters import collect_parameters
 from quantune.compiler import pipelines
 from quantune.compiler.inspect import LayerExecution, layer_executions
 from quantune.compiler.iree import CompiledModule, compile_module
@@ -62,7 +62,7 @@ def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:
 
     def in_integers(node: Node) -> bool:
         reads = all(name in plan.activations for name in node.inputs)
-        if node.kind in LAYERS:
+        if node.traits.weighted:
             return reads and node.name in plan.weights
         return reads and (node.kind != "add" or _result(node) in plan.activations)
 
@@ -70,7 +70,7 @@ def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:
         clamp = model.network.fused_clamp(node)
         return node.name if clamp is None else clamp.name
 
-    return all(in_integers(node) for node in model.network.nodes if node.kind in (*LAYERS, "add", "avgpool"))
+    return all(in_integers(node) for node in model.network.nodes if node.traits.takes_clamp)
 
 
 def lower(model: ImportedModel, plan: QuantizationPlan | None, form: Form, precision: str = "int8") -> Lowered:

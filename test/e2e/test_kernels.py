@@ -20,7 +20,7 @@ from integer_layers import (
 )
 from torch_mlir import ir
 
-from mlir_passes.registry import Pipeline
+from mlir_passes.pipeline import Pipeline
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True)
 MANY = settings(FEW, max_examples=150, suppress_health_check=list(HealthCheck))

@@ -22,9 +22,9 @@ from integer_layers import (
 from near_misses import MUTANT, evaluate, hand_out, mutants
 from torch_mlir import ir
 
-from mlir_passes import match
-from mlir_passes.build import walk
-from mlir_passes.registry import Pipeline
+from mlir_passes.ir import match
+from mlir_passes.ir.build import walk
+from mlir_passes.pipeline import Pipeline
 
 # All dimensions are 4, so that an operation with another map is still a valid one.
 CASE = Case("conv", 4, 4, 4, 4, (3, 3), pads=(1, 1, 1, 1), seed=3, n=4)

@@ -11,7 +11,7 @@ from quantized import plan_from_images
 from torch import nn
 from torch_mlir import ir
 
-from mlir_passes.build import layer_of, walk
+from mlir_passes.ir.build import layer_of, walk
 from quantune.compiler import pipelines
 from quantune.compiler.targets import Target
 from quantune.config import QuantConfig

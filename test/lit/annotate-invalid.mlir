@@ -26,7 +26,7 @@
 // SECOND: error: 'linalg.generic' op cannot have 'sort#2' quantized: only its first result can be
 
 // RUN: echo 'func.func @f(%%x: tensor<?xf32>) { return }' > %t.mlir && echo '{"activations": {}, "weights": {}}' > %t.empty && not quantune-opt %t.mlir --pass-pipeline='quantune-annotate{plan=%t.empty}' 2>&1 | FileCheck %s --check-prefix=DYNAMIC
-// DYNAMIC: error: 'builtin.module' op cannot be annotated: argument 0 has type tensor<?xf32>; expected a tensor of static shape
+// DYNAMIC: error: 'func.func' op is no network's: argument 0 has type tensor<?xf32>; expected a tensor of static shape
 
 #id = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>
 func.func @main(%x: tensor<1x2x4x4xf32>) -> tensor<1x4x4x4xf32> {

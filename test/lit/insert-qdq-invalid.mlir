@@ -32,7 +32,7 @@ func.func @nothing() {
 }
 
 // -----
-// CHECK: error: 'builtin.module' op cannot be quantized: expected one func.func with a body, found 2
+// CHECK: error: 'builtin.module' op is no network: expected one func.func with a body, found 2
 func.func @two() {
   return
 }

@@ -2,6 +2,7 @@
 
 // The operations of a layer's end in their order, but wired otherwise: it computes something else and gets no kernel.
 
+// CHECK: module attributes {quantune.missed = {a = "no kernel computes linalg.conv_2d_nhwc_hwcf"}}
 // CHECK-NOT: flow.dispatch
 // CHECK: linalg.conv_2d_nhwc_hwcf
 // CHECK-NOT: flow.dispatch

@@ -8,7 +8,7 @@
 // OPTION: quantune-opt: error: --pass-pipeline: pass 'quantune-summarize': strides (3, 0): expected one or more, each at least 1
 
 // RUN: echo 'func.func @f() { return } func.func @g() { return }' | not quantune-opt - --pass-pipeline='quantune-summarize{strides=1}' 2>&1 | FileCheck %s --check-prefix=TWO
-// TWO: error: 'builtin.module' op cannot be summarized: expected one func.func with a body, found 2
+// TWO: error: 'builtin.module' op is no network: expected one func.func with a body, found 2
 func.func @main(%x: tensor<4xf32>) -> tensor<4xf32> {
   return %x : tensor<4xf32>
 }

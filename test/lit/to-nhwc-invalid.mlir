@@ -1,5 +1,5 @@
 // RUN: not quantune-opt %s --pass-pipeline=quantune-to-nhwc 2>&1 | FileCheck %s
-// CHECK: error: 'builtin.module' op cannot change its layout: expected one func.func with a body, found 2 (pass quantune-to-nhwc)
+// CHECK: error: 'builtin.module' op is no network: expected one func.func with a body, found 2 (pass quantune-to-nhwc)
 func.func @f() {
   return
 }

@@ -9,7 +9,7 @@ import pytest
 from torch_mlir import ir
 from torch_mlir.dialects import arith
 
-from mlir_passes import build
+from mlir_passes.ir import build
 
 
 @pytest.fixture

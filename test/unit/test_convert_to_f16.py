@@ -7,7 +7,7 @@ from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
 from mlir_passes import Pipeline
-from mlir_passes.build import dense
+from mlir_passes.ir.build import dense
 
 WEIGHT = np.random.default_rng(1).normal(0, 1, (4, 2, 3, 3)).astype(np.float32)
 SOURCE = """

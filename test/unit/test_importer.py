@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch_mlir import ir
 
-from mlir_passes.build import constant_array, layer_of, walk
+from mlir_passes.ir.build import constant_array, layer_of, walk
 from quantune.errors import ImportFailed, UsageError
 from quantune.frontend.importer import import_module, import_program
 

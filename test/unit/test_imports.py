@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,7 +97,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/cluster": {"distributed"},
     "quantune/data": {"PIL", "sklearn"},
     "mlir_passes/base.py": {"torch_mlir"},
-    "mlir_passes/registry.py": {"torch_mlir"},
+    "mlir_passes/pipeline.py": {"torch_mlir"},
 }
 
 # Import name -> distribution, where they differ.
@@ -128,8 +129,8 @@ def imports(where: Path, source: str) -> Iterator[tuple[str, int, bool]]:
 def part(name: str) -> str:
     """The part of the program, or the third-party package, that the full name of a module or of a thing in it is in."""
     parts = name.split(".")
-    if name == "mlir_passes.network" or name.startswith("mlir_passes.network."):
-        return "mlir_passes.network"
+    if re.fullmatch(r"mlir_passes\.(network|ops)(\.[A-Z]\w*|\.(traits|room)_of|\.rooms)?", name):
+        return "mlir_passes.network"  # the tables of the operations are plain data, as the network is
     if parts[0] == "quantune" and len(parts) > 1 and f"quantune.{parts[1]}" in ALLOWED:
         return f"quantune.{parts[1]}"
     return parts[0]

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
-from mlir_passes import integer_ops
-from mlir_passes.build import elementwise, tensor_type
+from mlir_passes.ir.build import elementwise, tensor_type
+from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.network import Node
-from mlir_passes.quant_types import QuantSpec
-from mlir_passes.read_network import Site
+from mlir_passes.ops import add, emit, requantize
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.simulate import bounds
@@ -32,7 +31,7 @@ def _spec(params: QuantParams) -> QuantSpec:
 
 @given(SCALES, SCALES, SCALES)
 def test_add_multipliers(a: float, b: float, out: float) -> None:
-    assert integer_ops.add_multipliers(a, b, out) == affine.add_params(a, b, out)
+    assert add.multipliers(a, b, out) == affine.add_params(a, b, out)
 
 
 @given(RANGES, SCHEMES, st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20))
@@ -55,19 +54,17 @@ def test_bounds_of_a_clamp(limits: tuple[float, float], scheme: str, low: float,
     offset = 0 if params.signed else 128
     for lo, hi in ((low, low + extent), (0.0, math.inf), (-math.inf, 6.0)):
         node = Node("c", "c", "clamp", ("x",), (1,), lo=lo, hi=hi)
-        with ir.Context():
-            emitter = integer_ops.Emitter("c", Site(node, None, (), None), [])  # type: ignore[arg-type]
-            found = emitter.bounds(_spec(params).stored, node)
+        found = emit.limits(_spec(params).stored, node)
         assert tuple(bound + offset for bound in found) == bounds(node, params)
 
 
 @given(SCALES, SCALES, SCALES)
 def test_multipliers_and_shifts_of_scales(x: float, w: float, y: float) -> None:
     ratio = np.array([np.float64(w) * x / y])
-    np.testing.assert_array_equal(integer_ops._to_f32(ratio), affine.multiplier(x, np.array([w]), y))
+    np.testing.assert_array_equal(requantize.to_f32(ratio), affine.multiplier(x, np.array([w]), y))
     powers = [2.0 ** math.floor(math.log2(scale)) for scale in (x, w, y)]
     exact = np.array([powers[0] * powers[1] / powers[2]])
-    assert integer_ops._shifts(exact) == affine.shift_of(powers[0], np.array([powers[1]]), powers[2])
+    assert requantize.shifts(exact) == affine.shift_of(powers[0], np.array([powers[1]]), powers[2])
 
 
 # The loop bodies, compiled for the CPU
@@ -109,7 +106,7 @@ def test_the_shift_in_the_loop(zero_point: int, lo: int, hi: int) -> None:
     shift = np.tile(np.arange(-9, 31, dtype=np.int32), len(acc) // 40)
     bias = np.zeros_like(acc)
     numbers = [np.full_like(acc, value) for value in (zero_point, lo, hi)]
-    found = _run(integer_ops.SHIFT.body, [acc, bias, shift, *numbers])
+    found = _run(requantize.SHIFT.body, [acc, bias, shift, *numbers])
     expected = affine.requantize_shift(acc, shift, zero_point, -128, 127)
     np.testing.assert_array_equal(found, np.clip(expected, lo, hi))
 
@@ -122,7 +119,7 @@ def test_the_multiplication_in_the_loop(zero_point: int, lo: int, hi: int) -> No
     multiplier[::20] = 0.5  # ties
     bias = generator.integers(-1000, 1000, len(acc)).astype(np.int32)
     numbers = [np.full(len(acc), value, np.float32) for value in (zero_point, lo, hi)]
-    found = _run(integer_ops.MULTIPLIER.body, [acc, bias, multiplier, *numbers])
+    found = _run(requantize.MULTIPLIER.body, [acc, bias, multiplier, *numbers])
     with np.errstate(over="ignore"):
         total = acc + bias  # wraps, as the compiled sum does
     expected = affine.requantize(total, multiplier, zero_point, -128, 127)

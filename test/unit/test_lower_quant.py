@@ -8,8 +8,8 @@ from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
 from mlir_passes import PassFailure, Pipeline
-from mlir_passes.lower_quant import assert_no_quant
-from mlir_passes.quant_types import QuantSpec
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.passes.lower_quant import assert_no_quant
 
 SPECS = {
     "unsigned": QuantSpec.per_tensor(0.02, 3, storage_min=0, storage_max=255, signed=False),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch_mlir import ir
 
-from mlir_passes import match
+from mlir_passes.ir import match
 
 IDENTITY = "affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>"
 PARALLEL = '["parallel", "parallel", "parallel", "parallel"]'

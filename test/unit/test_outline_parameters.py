@@ -10,8 +10,8 @@ from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
 from mlir_passes import PassFailure, Pipeline
-from mlir_passes.outline_parameters import collect_parameters
-from mlir_passes.quant_types import QuantSpec
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.passes.outline_parameters import collect_parameters
 
 # The layer's name has a quote and a blank: names of modules are free text.
 SOURCE = """

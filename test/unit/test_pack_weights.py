@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
-from mlir_passes import build
-from mlir_passes.pack_weights import from_planes, packed_bytes, to_planes, width_of
-from mlir_passes.registry import Pipeline
+from mlir_passes.ir import build
+from mlir_passes.passes.pack_weights import from_planes, packed_bytes, to_planes, width_of
+from mlir_passes.pipeline import Pipeline
 
 
 @given(st.integers(2, 7), st.data())

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch_mlir import ir
 
-from mlir_passes.lower_quant import assert_no_quant
-from mlir_passes.registry import Pipeline
+from mlir_passes.passes.lower_quant import assert_no_quant
+from mlir_passes.pipeline import Pipeline
 from quantune.compiler import pipelines
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target
@@ -60,13 +60,13 @@ def test_stages(model: ImportedModel) -> None:
     assert "nchw" not in texts["vmfb"]
 
 
-def test_the_text_says_what_was_run_and_hides_the_temporary_folder(model: ImportedModel) -> None:
+def test_the_text_says_what_was_run(model: ImportedModel) -> None:
     lowered = pipelines.lower(model.bytecode, _plan(model), GENERIC, "int8", outline=True)
     assert lowered.pipeline == (
-        'quantune-annotate{plan="plan.json"},quantune-insert-qdq,quantune-lower-qdq-to-integer,quantune-lower-quant,'
+        "quantune-annotate,quantune-insert-qdq,quantune-lower-qdq-to-integer,quantune-lower-quant,"
         "quantune-to-nhwc,quantune-outline-parameters"
     )
-    assert str(Pipeline.parse(lowered.pipeline)).startswith("quantune-annotate{plan=plan.json},quantune-insert-qdq")
+    assert str(Pipeline.parse(lowered.pipeline)) == lowered.pipeline
     assert pipelines.lower(model.bytecode, None, GENERIC, "f32").pipeline == "quantune-to-nhwc"
     assert pipelines.lower(model.bytecode, None, GENERIC, "f32", until="linalg").pipeline == ""
     assert pipelines.lower(model.bytecode, _plan(model), GENERIC, "int8", until="linalg").pipeline == ""
@@ -158,8 +158,22 @@ def test_a_rejected_plan_names_the_pass_and_leaves_a_reproducer(model: ImportedM
     assert str(reproducer) in str(caught.value)
     text = reproducer.read_text()
     assert text.startswith("// RUN-ME: quantune-opt --pass-pipeline=")
-    assert str(tmp_path / "new" / "plan.json") in text.splitlines()[0]
-    assert "nobody" in (tmp_path / "new" / "plan.json").read_text()
+    assert [path.name for path in reproducer.parent.iterdir()] == [reproducer.name]
+    with pytest.raises(PassFailed, match="no tensor named 'nobody'"):  # the file alone fails as the request did
+        pipelines.run(pipelines.parse(text.encode()), "quantune-annotate", Debugging())
+
+
+def test_reasons_come_out_of_the_module(model: ImportedModel) -> None:
+    plan = _plan(model)
+    first, last = (node.name for node in model.network.layers)
+    narrowed = QuantizationPlan(plan.activations, {last: plan.weights[last]})
+    lowered = pipelines.lower(model.bytecode, narrowed, GENERIC, "int8")
+    assert lowered.reasons == {
+        first: "in f32: its weights are not quantized",
+        "1": f"in f32: it reads '{first}', which is not quantized",
+    }
+    assert "quantune.missed" not in str(pipelines.parse(lowered.module))
+    assert pipelines.lower(model.bytecode, plan, GENERIC, "int8").reasons == {}
 
 
 def test_without_a_folder_nothing_is_left(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch_mlir import ir
 
-from mlir_passes.prepare import prepare
-from mlir_passes.read_network import NetworkError, read_network
+from mlir_passes.ops.prepare import prepare
+from mlir_passes.ops.reader import NetworkError, read_network
 
 
 def test_layers_are_named_after_locations() -> None:

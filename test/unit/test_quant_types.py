@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch_mlir import ir
 
-from mlir_passes.quant_types import QuantSpec, is_quantized
+from mlir_passes.ir.quant_types import QuantSpec, is_quantized
 
 _SCALES = st.floats(min_value=2.0**-30, max_value=2.0**20, width=32)
 _REALS = hnp.arrays(np.float32, st.integers(1, 20), elements=st.floats(width=32, allow_nan=False))

@@ -13,7 +13,7 @@ from torch import nn
 from torch_mlir import ir
 
 from mlir_passes.network import Network
-from mlir_passes.read_network import NetworkError, read_network
+from mlir_passes.ops.reader import NetworkError, read_network
 from quantune.frontend.importer import import_module
 
 Conv = nn.Conv2d
@@ -280,7 +280,7 @@ def _read(text: str) -> Network:
         ),
         (
             "func.func @f(%x: tensor<4xf32>) -> f32 {\n%c = arith.constant 1.0 : f32\nreturn %c : f32\n}",
-            "a value of type f32 is read that no known operation made",
+            "reads a value of type f32 that no known operation made",
         ),
     ],
 )

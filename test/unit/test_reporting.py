@@ -34,9 +34,12 @@ NODES = (
 )
 
 
-def table(plan: QuantizationPlan | None, **ran: str) -> dict[str, dict[str, Any]]:
+def table(
+    plan: QuantizationPlan | None, reasons: dict[str, str] | None = None, **ran: str
+) -> dict[str, dict[str, Any]]:
     rows = [SimpleNamespace(layer=f"net.{name}", precision=precision) for name, precision in ran.items()]
-    made = layer_table(Network(NODES, ("m",)), SimpleNamespace(layers=rows), plan)  # type: ignore[arg-type]
+    artifact = SimpleNamespace(layers=rows, provenance=None if reasons is None else SimpleNamespace(reasons=reasons))
+    made = layer_table(Network(NODES, ("m",)), artifact, plan)  # type: ignore[arg-type]
     return {row.pop("name"): row for row in made}
 
 
@@ -63,3 +66,19 @@ def test_what_is_not_quantized_and_what_the_compiler_made_of_it() -> None:
     assert rows["m"] == {"kind": "matmul", "executed": "unknown", "macs": 2}
     plan = QuantizationPlan({"x": params(0.1)}, {"c": params(0.5)})
     assert table(plan, c="f32")["c"]["why"] == "quantized, but the compiler runs it in float"
+
+
+def test_reasons_are_told_for_layers_and_for_what_is_no_layer() -> None:
+    plan = QuantizationPlan({"x": params(0.1)}, {"c": params(0.5)})
+    no_kernel = {"net.c": "no kernel: its groups are odd"}
+    assert table(plan, no_kernel, c="i8")["c"]["why"] == "no kernel: its groups are odd"
+    assert table(plan, no_kernel, c="f32")["c"]["why"] == "no kernel: its groups are odd"
+    assert table(None, no_kernel, c="f32")["c"]["why"] == "nothing is quantized; no kernel: its groups are odd"
+    assert "why" not in table(plan, {}, c="i8")["c"]
+    pool = Node("p", "net.p", "maxpool", ("x",), (1, 2, 2, 3))
+    made = layer_table(
+        Network((NODES[0], pool), ("p",)),
+        SimpleNamespace(layers=[], provenance=SimpleNamespace(reasons={"net.p": "no kernel: odd"})),  # type: ignore[arg-type]
+        plan,
+    )
+    assert made == [{"name": "p", "kind": "maxpool", "executed": "i8", "macs": 0, "why": "no kernel: odd"}]

@@ -19,7 +19,7 @@ import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
-from mlir_passes.cpu.kernels.text import Kernel, Layout
+from mlir_passes.kernels.text import Kernel, Layout
 
 _FEW_WEIGHTS = 16 << 10
 _AHEAD = 8 << 10

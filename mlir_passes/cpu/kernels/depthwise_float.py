@@ -22,7 +22,7 @@ from mlir_passes.cpu.kernels.conv import (
 )
 from mlir_passes.cpu.kernels.epilogue import FloatEpilogue, FloatForm
 from mlir_passes.cpu.kernels.image_float import float_lanes
-from mlir_passes.cpu.kernels.text import Kernel, Layout
+from mlir_passes.kernels.text import Kernel, Layout
 
 _UNROLLED = 9  # taps; larger windows loop over their rows
 

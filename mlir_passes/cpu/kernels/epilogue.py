@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mlir_passes.cpu.kernels.text import Kernel, Layout
+from mlir_passes.kernels.text import Kernel, Layout
 
 MULTIPLIER, SHIFT, REAL = "multiplier", "shift", "real"
 

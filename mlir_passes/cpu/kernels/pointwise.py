@@ -9,7 +9,7 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import channel_tiles, in_first_workgroup, split_work, work_range
 from mlir_passes.cpu.kernels.epilogue import fill_border_with
 from mlir_passes.cpu.kernels.pool import byte_width
-from mlir_passes.cpu.kernels.text import Kernel, Layout
+from mlir_passes.kernels.text import Kernel, Layout
 
 
 @dataclass(frozen=True)

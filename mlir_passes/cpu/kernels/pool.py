@@ -17,7 +17,7 @@ from mlir_passes.cpu.kernels.conv import (
     work_range,
 )
 from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border_with
-from mlir_passes.cpu.kernels.text import Kernel, Layout
+from mlir_passes.kernels.text import Kernel, Layout
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ import numpy as np
 from torch_mlir import ir
 from torch_mlir.dialects import arith, linalg
 
-from . import build
-from .base import Pass, PassFailure
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.ir import build
 
 _CONTRACTION = re.compile(r"linalg\.((depthwise_)?conv_\w+|(batch_)?matmul|matvec|vecmat)")
 

@@ -8,7 +8,7 @@ with ir.InsertionPoint(op), op.location:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,35 @@ def strip_annotations(op: ir.Operation | ir.OpView) -> None:
         )
 
 
+MISSED = "quantune.missed"
+"""On the module: why layers are left as they are, by their names."""
+
+
+def note_missed(module: ir.Operation, reasons: Mapping[str, str]) -> None:
+    """Add to the module's reasons; of a layer that has one already, behind it."""
+    known = missed_in(module)
+    for layer, reason in reasons.items():
+        known[layer] = f"{known[layer]}; {reason}" if known.get(layer, reason) != reason else reason
+    if known:
+        attributes = {layer: ir.StringAttr.get(text, context=module.context) for layer, text in sorted(known.items())}
+        module.attributes[MISSED] = ir.DictAttr.get(attributes, context=module.context)
+
+
+def missed_in(module: ir.Operation) -> dict[str, str]:
+    """Layer -> why it is left as it is."""
+    if MISSED not in module.attributes:
+        return {}
+    return {named.name: ir.StringAttr(named.attr).value for named in module.attributes[MISSED]}
+
+
+def take_missed(module: ir.Operation) -> dict[str, str]:
+    """Layer -> why it is left as it is; the module is rid of it."""
+    found = missed_in(module)
+    if found:
+        del module.attributes[MISSED]
+    return found
+
+
 KERNEL = "stream.executable"
 """The operation that holds generated code, which is most of a lowered module and none of the network."""
 
@@ -213,27 +242,28 @@ def elementwise(
     return generic.results[0]
 
 
-def split_groups(value: ir.Value, groups: int) -> ir.Value:
-    """View `[n, g * c, h, w]` as `[n, g, c, h, w]`."""
-    kind = ir.RankedTensorType(value.type)
-    n, channels, h, w = kind.shape
-    shape = [n, groups, channels // groups, h, w]
-    attributes = {"reassociation": _groups(), "static_output_shape": ir.DenseI64ArrayAttr.get(shape)}
-    result = tensor_type(shape, kind.element_type)
-    return ir.Operation.create("tensor.expand_shape", [result], [value], attributes).result
+def reduction(value: ir.Value, init: ir.Value, dims: Sequence[int], body: Callable[..., ir.Value]) -> ir.Value:
+    """Combine ``init`` with the elements of ``value`` along ``dims`` by ``body(element, so far)``.
 
-
-def join_groups(value: ir.Value) -> ir.Value:
-    """View `[n, g, c, h, w]` as `[n, g * c, h, w]`."""
-    kind = ir.RankedTensorType(value.type)
-    n, groups, channels, h, w = kind.shape
-    result = tensor_type([n, groups * channels, h, w], kind.element_type)
-    return ir.Operation.create("tensor.collapse_shape", [result], [value], {"reassociation": _groups()}).result
-
-
-def regroups(op: ir.Operation) -> bool:
-    """Whether a reshape does what `split_groups` or `join_groups` does."""
-    return op.name in _RESHAPES and op.attributes["reassociation"] == _groups(op.context)
+    The result has ``init``'s type: without those dimensions, or with an extent of 1 in their place.
+    """
+    kind, out = ir.RankedTensorType(value.type), ir.RankedTensorType(init.type)
+    kept = [ir.AffineExpr.get_dim(d) for d in range(kind.rank) if d not in dims]
+    if out.rank == kind.rank:
+        zero = ir.AffineExpr.get_constant(0)
+        kept = [zero if d in dims else ir.AffineExpr.get_dim(d) for d in range(kind.rank)]
+    maps = [ir.AffineMap.get_identity(kind.rank), ir.AffineMap.get(kind.rank, 0, kept)]
+    loops = ["reduction" if d in dims else "parallel" for d in range(kind.rank)]
+    generic = linalg.GenericOp(
+        [out], [value], [init],
+        ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in maps]),
+        ir.ArrayAttr.get([ir.Attribute.parse(f"#linalg.iterator_type<{loop}>") for loop in loops]),
+    )  # fmt: skip
+    location = ir.Location.current
+    block = generic.regions[0].blocks.append(kind.element_type, out.element_type, arg_locs=[location] * 2)
+    with ir.InsertionPoint(block), location:
+        linalg.YieldOp([body(*block.arguments)])
+    return generic.results[0]
 
 
 class FreshNames:
@@ -270,10 +300,6 @@ def erase_if_unused(value: ir.Value) -> None:
     op.erase()
     for operand in dict.fromkeys(operands):
         erase_if_unused(operand)
-
-
-def _groups(context: ir.Context | None = None) -> ir.Attribute:
-    return ir.Attribute.parse("[[0], [1, 2], [3], [4]]", context=context)
 
 
 def _map_by_rank(value: ir.Value, rank: int, channel: int) -> ir.AffineMap:

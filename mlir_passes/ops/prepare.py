@@ -19,21 +19,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch_mlir import ir
-from torch_mlir.dialects import arith, tensor
+from torch_mlir.dialects import arith
 
-from mlir_passes import match
-from mlir_passes.build import (
-    LAYER,
-    defining_op,
-    erase_if_unused,
-    join_groups,
-    layer_of,
-    set_layer,
-    split_groups,
-    tensor_type,
-    walk,
-)
-from mlir_passes.read_network import WINDOWS, main_function
+from mlir_passes.ir import match
+from mlir_passes.ir.build import LAYER, defining_op, erase_if_unused, layer_of, set_layer, walk
+from mlir_passes.ir.moves import extract_slice, join_groups, split_groups
+from mlir_passes.ir.moves import pad as build_pad
+from mlir_passes.ops.reader import main_function
+from mlir_passes.ops.windows import fills
 
 
 def prepare(module: ir.Operation) -> None:
@@ -53,7 +46,7 @@ def prepare(module: ir.Operation) -> None:
     for op in operations:
         if op.name == match.GROUPED_CONV:
             _surround(op)
-        if op.name in WINDOWS and _is_static_f32(op):
+        if op.name in fills() and _is_static_f32(op):
             with ir.InsertionPoint(op), op.location:
                 _fit(op)
 
@@ -112,14 +105,7 @@ def _cropped(image: ir.Value, shape: Sequence[int]) -> ir.Value:
     """The first rows and columns of ``image``."""
     if tuple(shape) == match.shape_of(image):
         return image
-    attributes = {
-        "static_offsets": ir.DenseI64ArrayAttr.get([0] * 4),
-        "static_sizes": ir.DenseI64ArrayAttr.get(list(shape)),
-        "static_strides": ir.DenseI64ArrayAttr.get([1] * 4),
-        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
-    }
-    result = tensor_type(shape, ir.RankedTensorType(image.type).element_type)
-    return ir.Operation.create("tensor.extract_slice", [result], [image], attributes).result
+    return extract_slice(image, [0] * 4, shape)
 
 
 def _padded(image: ir.Value, pad: match.Pad, high: Sequence[int], old: ir.Operation | None) -> ir.Value:
@@ -129,13 +115,6 @@ def _padded(image: ir.Value, pad: match.Pad, high: Sequence[int], old: ir.Operat
     if not any((*pad.low, *high)):
         return image
     element = ir.RankedTensorType(image.type).element_type
-    shape = [low + size + more for low, size, more in zip(pad.low, match.shape_of(image), high, strict=True)]
-    made = tensor.PadOp(tensor_type(shape, element), image, [], [], list(pad.low), list(high))
-    location = ir.Location.current
-    block = made.regions[0].blocks.append(*[ir.IndexType.get()] * 4, arg_locs=[location] * 4)
-    with ir.InsertionPoint(made):
-        value = arith.ConstantOp(element, ir.FloatAttr.get(element, pad.value)).result
-    with ir.InsertionPoint(block), location:
-        tensor.YieldOp(value)
-    set_layer(made, None if old is None else layer_of(old))
-    return made.result
+    made = build_pad(image, pad.low, high, arith.ConstantOp(element, ir.FloatAttr.get(element, pad.value)).result)
+    set_layer(made.owner, None if old is None else layer_of(old))
+    return made

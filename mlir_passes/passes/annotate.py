@@ -1,5 +1,7 @@
 """quantune-annotate: a quantization plan -> attributes on the operations it speaks of.
 
+The plan is the module's ``quantune.plan``, JSON in a string, or a file named by ``plan=``.
+
 before -> after, for the plan ``{"activations": {"features.0": …}, "weights": {"features.0": …}}``:
 
     %1 = linalg.conv_2d_nchw_fchw … {quantune.layer = "features.0"}
@@ -23,31 +25,42 @@ from typing import Any, ClassVar
 from torch_mlir import ir
 
 from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import ANNOTATIONS, defining_op
-from mlir_passes.quant_types import QuantSpec
-from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
+from mlir_passes.ir.build import ANNOTATIONS, defining_op
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.ops.layer import output_axis
+from mlir_passes.ops.reader import Reading, Site, main_function, read_network
 
 OUTPUT, WEIGHT = ANNOTATIONS
+PLAN = "quantune.plan"
+"""On the module: the plan, as JSON; spent by the pass."""
+
+
+def hold_plan(module: ir.Operation, plan: str) -> None:
+    """Put a plan (JSON) into the module, where the pass finds it and a reproducer has it."""
+    module.attributes[PLAN] = ir.StringAttr.get(plan, context=module.context)
 
 
 @dataclass(frozen=True)
 class Annotate(Pass):
-    """Puts the quantized types of a plan (a JSON file) on the operations and arguments that make its tensors."""
+    """Puts the quantized types of a plan (the module's, or a JSON file) on what makes its tensors."""
 
     name: ClassVar[str] = "quantune-annotate"
-    plan: str
+    plan: str = ""
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure for an unreadable plan, an unknown name or parameters that do not fit."""
+        if not self.plan and PLAN not in module.attributes:
+            raise PassFailure(module, f"cannot be annotated: it has no {PLAN}; hold one in it, or name a file as plan=")
         try:
-            plan = json.loads(Path(self.plan).read_text(encoding="utf-8"))
+            held = "" if self.plan else ir.StringAttr(module.attributes[PLAN]).value
+            plan = json.loads(Path(self.plan).read_text(encoding="utf-8") if self.plan else held)
             activations, weights = dict(plan["activations"]), dict(plan["weights"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PassFailure(module, f"cannot be annotated: plan '{self.plan}' is unreadable: {error}") from error
-        try:
-            reading = read_network(module)
-        except NetworkError as error:
-            raise PassFailure(module, f"cannot be annotated: {error}") from error
+            where = f"plan '{self.plan}'" if self.plan else PLAN
+            raise PassFailure(module, f"cannot be annotated: {where} is unreadable: {error}") from error
+        if PLAN in module.attributes:
+            del module.attributes[PLAN]
+        reading = read_network(module)
         for name, entry in activations.items():
             _set_output(module, _site(module, reading, name), name, _spec(module, name, entry, axis=None))
         for name, entry in weights.items():
@@ -90,9 +103,7 @@ def _set_weight(module: ir.Operation, site: Site, name: str, entry: dict[str, An
     weight, op = site.node.weight, site.op
     if weight is None or op is None:
         raise PassFailure(op or module, f"has no constant weight to quantize: '{name}' is a {site.node.kind}")
-    # A matrix product holds its weight as [in, out]; every convolution has the output channel first.
-    channels = 1 if site.node.kind == "matmul" else 0
-    spec = _spec(op, name, entry, channels if isinstance(entry, dict) and entry.get("per_channel") else None)
+    spec = _spec(op, name, entry, output_axis(op) if isinstance(entry, dict) and entry.get("per_channel") else None)
     if spec.axis is not None and len(spec.scales) != weight.shape[0]:
         raise PassFailure(op, f"has {weight.shape[0]} output channels, but the plan has {len(spec.scales)} scales")
     op.attributes[WEIGHT] = ir.TypeAttr.get(spec.to_type(module.context), context=module.context)

@@ -25,8 +25,8 @@ from typing import ClassVar
 import numpy as np
 from torch_mlir import ir
 
-from . import build
-from .base import Pass, PassFailure
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.ir import build
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ from typing import ClassVar
 
 from torch_mlir import ir
 
-from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import defining_op, erase_dead
-from mlir_passes.integer_ops import Emitter
-from mlir_passes.network import LAYERS, Node
-from mlir_passes.quant_types import QuantSpec
-from mlir_passes.read_network import NetworkError, Reading, Site, main_function, read_network
+from mlir_passes.base import Missed, Pass, PassFailure
+from mlir_passes.ir.build import defining_op, erase_dead, note_missed
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.network import INPUT, Node
+from mlir_passes.ops import room_of
+from mlir_passes.ops.emit import Emitter, limits
+from mlir_passes.ops.reader import Reading, Site, main_function, read_network
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,9 @@ class LowerQdqToInteger(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure when the network cannot be read or a tensor is quantized twice with different types."""
-        try:
-            reading = read_network(module)
-        except NetworkError as error:
-            raise PassFailure(module, f"cannot be lowered to integers: {error}") from error
-        _Lowering(reading).run()
+        lowering = _Lowering(read_network(module))
+        lowering.run()
+        note_missed(module, lowering.missed)
         erase_dead(main_function(module))
 
 
@@ -55,6 +54,7 @@ class _Lowering:
         self.network = reading.network
         self.specs: dict[str, QuantSpec] = {}
         self.stored: dict[str, ir.Value] = {}
+        self.missed: dict[str, str] = {}
 
     def run(self) -> None:
         for name, site in self.sites.items():
@@ -69,7 +69,7 @@ class _Lowering:
         for name, site in list(self.sites.items()):
             if site.qcasts:
                 self._quantized(name, site)
-            elif site.node.kind in LAYERS or site.node.kind == "avgpool":
+            elif site.node.traits.ends_in_f32:
                 self._real(site)
 
     def _quantized(self, name: str, site: Site) -> None:
@@ -77,7 +77,8 @@ class _Lowering:
         anchor = defining_op(site.result) or site.qcasts[0]
         with ir.InsertionPoint(anchor):
             value = self._integer(site)
-        if value is None:
+        if isinstance(value, Missed):
+            self._miss(site, value)
             cast = site.qcasts[0]
             with ir.InsertionPoint.after(cast), cast.location:
                 self.stored[name] = _storage_view(cast.result)
@@ -89,53 +90,62 @@ class _Lowering:
                     ir.Operation.create("quant.scast", [cast.result.type], [value]).result
                 )
 
-    def _integer(self, site: Site) -> ir.Value | None:
+    def _integer(self, site: Site) -> ir.Value | Missed:
         node, clamp = site.node, None
-        if node.kind == "clamp":
+        if node.traits.clamps:
             producer = self.sites[node.inputs[0]]
-            if self.network.fused_clamp(producer.node) is node and self._reads_integers(producer):
-                site, clamp = producer, node
-        if not self._reads_integers(site):
-            return None
+            if self.network.fused_clamp(producer.node) is node:
+                missed = self._reads_f32(producer)
+                if missed is None:
+                    site, clamp = producer, node
+                else:
+                    self._miss(producer, missed)
+        if (missed := self._reads_f32(site)) is not None:
+            return missed
         assert site.op is not None
         with site.op.location:  # the layer's own, also where its clamp comes along: it tells the compiled layers apart
             return self._emit(site, node, clamp)
 
-    def _emit(self, site: Site, node: Node, clamp: Node | None) -> ir.Value | None:
-        spec = self.specs[node.name]
-        emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
-        bounds = emit.bounds(spec, clamp or node)
-        inputs = [self.specs[i] for i in site.node.inputs]
-        if site.node.kind in LAYERS:
-            return emit.layer(inputs[0], _weight_spec(site), spec, bounds)
-        if site.node.kind == "add":
-            return emit.add(inputs, spec, bounds)
-        if site.node.kind == "avgpool":
-            return emit.average(inputs[0], spec, bounds)
-        if any(other != spec for other in inputs):
-            return None
-        return emit.moved(bounds)
+    def _emit(self, site: Site, node: Node, clamp: Node | None) -> ir.Value | Missed:
+        spec, inputs = self.specs[node.name], [self.specs[name] for name in site.node.inputs]
+        if site.node.traits.hands_on and any(other != spec for other in inputs):
+            return Missed("its inputs are not quantized as its result is")
+        return room_of(site.node.kind).integer(self._emitter(site), inputs, spec, limits(spec, clamp or node))
 
     def _real(self, site: Site) -> None:
         """A layer or an average whose result stays f32: accumulate in integers, scale once."""
         reader = self.network.fused_clamp(site.node)
-        if not self._reads_integers(site) or (reader is not None and self.sites[reader.name].qcasts):
+        if reader is not None and self.sites[reader.name].qcasts:
+            return  # they are emitted together
+        if (missed := self._reads_f32(site)) is not None:
+            self._miss(site, missed)
             return
         last = defining_op(site.result)
         assert last is not None
         assert site.op is not None
         with ir.InsertionPoint(last), site.op.location:
-            emit = Emitter(site.node.name, site, [self.stored[i] for i in site.node.inputs])
-            weight = _weight_spec(site) if site.node.kind in LAYERS else None
-            site.result.replace_all_uses_with(emit.real(self.specs[site.node.inputs[0]], weight))
+            inputs = [self.specs[name] for name in site.node.inputs]
+            site.result.replace_all_uses_with(room_of(site.node.kind).real(self._emitter(site), inputs))
 
-    def _reads_integers(self, site: Site) -> bool:
-        if site.node.kind in ("input", "float") or (site.node.kind in LAYERS and site.weight_type is None):
-            return False
-        sources = [defining_op(source) for source in site.sources]
-        return all(op is not None and op.name == "quant.dcast" for op in sources) and all(
-            name in self.stored for name in site.node.inputs
-        )
+    def _emitter(self, site: Site) -> Emitter:
+        return Emitter(site.node.name, site, [self.stored[name] for name in site.node.inputs])
+
+    def _reads_f32(self, site: Site) -> Missed | None:
+        """Why an operation cannot read integers; None where it does."""
+        node = site.node
+        if not node.traits.integers:
+            return Missed(f"{node.detail or node.kind} has no integer form")
+        if node.traits.weighted and site.weight_type is None:
+            return Missed("its weights are not quantized")
+        for name, source in zip(node.inputs, site.sources, strict=True):
+            op = defining_op(source)
+            if op is None or op.name != "quant.dcast" or name not in self.stored:
+                return Missed(f"it reads '{name}', which is not quantized")
+        return None
+
+    def _miss(self, site: Site, missed: Missed) -> None:
+        if site.node.kind != INPUT:
+            self.missed[site.node.layer or site.node.name] = f"in f32: {missed.reason}"
 
 
 def _activation_spec(cast: ir.Operation) -> QuantSpec:
@@ -146,25 +156,6 @@ def _activation_spec(cast: ir.Operation) -> QuantSpec:
         raise PassFailure(cast, f"has unusable quantization parameters: {error}") from error
     if spec.axis is not None:
         raise PassFailure(cast, f"quantizes an activation with {len(spec.scales)} scales; expected one for the tensor")
-    return spec
-
-
-def _weight_spec(site: Site) -> QuantSpec:
-    """How a layer's weight is quantized. Raises PassFailure unless it is symmetric, per tensor or output channel."""
-    op, weight = site.op, site.node.weight
-    assert op is not None
-    assert weight is not None
-    try:
-        spec = QuantSpec.from_type(site.weight_type)
-    except ValueError as error:
-        raise PassFailure(op, f"has unusable quantization parameters for its weight: {error}") from error
-    if any(spec.stored.zero_points):
-        raise PassFailure(op, f"has a weight with zero points {spec.stored.zero_points}; expected 0, signed")
-    channels = 1 if site.node.kind == "matmul" else 0
-    if spec.axis not in (None, channels) or len(spec.scales) not in (1, weight.shape[0]):
-        raise PassFailure(
-            op, f"has a weight with {len(spec.scales)} scales along dimension {spec.axis}; expected 1 or one per output"
-        )
     return spec
 
 

@@ -21,12 +21,15 @@ from typing import ClassVar
 
 from torch_mlir import ir
 
-from mlir_passes import match
-from mlir_passes.annotate import OUTPUT, WEIGHT
 from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import strip_annotations
-from mlir_passes.quant_types import QuantSpec
-from mlir_passes.read_network import NetworkError, main_function
+from mlir_passes.ir import match
+from mlir_passes.ir.build import strip_annotations
+from mlir_passes.ir.moves import reshape
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.ops.reader import main_function
+from mlir_passes.passes.annotate import OUTPUT, WEIGHT
+
+_GROUPS = "[[0, 1], [2], [3], [4]]"
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,7 @@ class InsertQdq(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure for a type that is not a valid uniform quantized type or stands on a non-f32 tensor."""
-        try:
-            function = main_function(module)
-        except NetworkError as error:
-            raise PassFailure(module, f"cannot be quantized: {error}") from error
+        function = main_function(module)
         block = function.regions[0].blocks[0]
         first = block.operations[0].operation
         arguments = list(function.attributes["arg_attrs"]) if "arg_attrs" in function.attributes else []
@@ -89,10 +89,6 @@ def _quantize_weight(op: ir.Operation) -> None:
         op.operands[1] = _qdq(op, weight, op.attributes[WEIGHT])[1]
         return
     # One scale per output channel spans the two leading dimensions of a grouped weight: quantize it as [g*f, c, h, w].
-    flat = ir.RankedTensorType.get([math.prod(shape[:2]), *shape[2:]], ir.F32Type.get())
-    groups = ir.Attribute.parse("[[0, 1], [2], [3], [4]]")
-    collapsed = ir.Operation.create("tensor.collapse_shape", [flat], [weight], {"reassociation": groups}).result
+    collapsed = reshape(weight, [math.prod(shape[:2]), *shape[2:]], _GROUPS)
     real = _qdq(op, collapsed, op.attributes[WEIGHT])[1]
-    sizes = ir.DenseI64ArrayAttr.get(list(shape))
-    attributes = {"reassociation": groups, "static_output_shape": sizes}
-    op.operands[1] = ir.Operation.create("tensor.expand_shape", [weight.type], [real], attributes).result
+    op.operands[1] = reshape(real, shape, _GROUPS)

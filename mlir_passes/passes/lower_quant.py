@@ -28,10 +28,10 @@ import numpy as np
 from torch_mlir import ir
 from torch_mlir.dialects import arith, math, quant
 
-from . import build
-from .base import Pass, PassFailure
-from .ir.same_body import Elementwise
-from .quant_types import QuantSpec, is_quantized
+from mlir_passes.base import Pass, PassFailure
+from mlir_passes.ir import build
+from mlir_passes.ir.quant_types import QuantSpec, is_quantized
+from mlir_passes.ir.same_body import Elementwise
 
 _NO_LAYER = "cast"
 

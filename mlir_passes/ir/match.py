@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from torch_mlir import ir
 from torch_mlir.dialects import arith
 
-from mlir_passes.build import defining_op as owner
-from mlir_passes.build import regroups, relaid_constant
+from mlir_passes.ir.build import defining_op as owner
+from mlir_passes.ir.build import relaid_constant
+from mlir_passes.ir.moves import SPLIT, is_reshape
 from mlir_passes.ir.same_body import PARALLEL, REDUCTION, arithmetic, emitted, iterators
 
 GROUPED_CONV = "linalg.conv_2d_ngchw_gfchw"
@@ -107,15 +109,20 @@ def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
     return None
 
 
-def splits_groups(op: ir.Operation | None) -> bool:
+def is_read_once(value: ir.Value) -> bool:
+    """Whether exactly one operand reads a value."""
+    return len(list(value.uses)) == 1
+
+
+def splits_groups(op: ir.Operation | None) -> TypeGuard[ir.Operation]:
     """Whether an operation views [n, g * c, h, w] as [n, g, c, h, w], as grouped convolutions read it."""
-    return op is not None and op.name == "tensor.expand_shape" and regroups(op)
+    return op is not None and op.name == "tensor.expand_shape" and is_reshape(op, SPLIT)
 
 
 def joining_reader(value: ir.Value) -> ir.Operation | None:
     """The only reader of a grouped convolution's result if it views it as [n, g * c, h, w]."""
     readers = [use.owner.operation for use in value.uses]
-    joins = len(readers) == 1 and readers[0].name == "tensor.collapse_shape" and regroups(readers[0])
+    joins = len(readers) == 1 and readers[0].name == "tensor.collapse_shape" and is_reshape(readers[0], SPLIT)
     return readers[0] if joins else None
 
 

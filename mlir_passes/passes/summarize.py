@@ -26,10 +26,11 @@ from typing import ClassVar
 from torch_mlir import ir
 from torch_mlir.dialects import arith, linalg, tensor
 
-from mlir_passes import match
 from mlir_passes.base import Pass, PassFailure
-from mlir_passes.build import defining_op, elementwise, erase_dead
-from mlir_passes.read_network import NetworkError, main_function
+from mlir_passes.ir import match
+from mlir_passes.ir.build import defining_op, elementwise, erase_dead
+from mlir_passes.ir.moves import reshape
+from mlir_passes.ops.reader import main_function
 
 FUNCTION = "summary"
 
@@ -47,10 +48,7 @@ class Summarize(Pass):
 
     def run(self, module: ir.Operation) -> None:
         """Raises PassFailure where the results are not f32[n, …] of one n, or fewer than the strides."""
-        try:
-            main = main_function(module)
-        except NetworkError as error:
-            raise PassFailure(module, f"cannot be summarized: {error}") from error
+        main = main_function(module)
         types = [ir.RankedTensorType(value.type) for value in _return(main).operands][-len(self.strides) :]
         f32 = ir.F32Type.get(module.context)
         if len(types) < len(self.strides) or any(
@@ -168,11 +166,7 @@ def _extremes(value: ir.Value) -> list[ir.Value]:
     with ir.InsertionPoint(block), location:
         element, low, high = block.arguments
         linalg.YieldOp([arith.minimumf(element, low), arith.maximumf(element, high)])
-    column = ir.RankedTensorType.get([images, 1], f32)
-    attributes = {
-        "reassociation": ir.Attribute.parse("[[0, 1]]"), "static_output_shape": ir.DenseI64ArrayAttr.get([images, 1]),
-    }  # fmt: skip
-    return [ir.Operation.create("tensor.expand_shape", [column], [r], attributes).result for r in generic.results]
+    return [reshape(result, [images, 1], "[[0, 1]]") for result in generic.results]
 
 
 def _number(value: int) -> ir.Value:

@@ -33,8 +33,9 @@ import numpy.typing as npt
 from torch_mlir import ir
 from torch_mlir.dialects import arith, linalg
 
-from mlir_passes import build
 from mlir_passes.base import Pass
+from mlir_passes.ir import build
+from mlir_passes.ir.moves import extract_slice, reshape
 
 _ROLE = ".weight"
 _ALIGNMENT = 512
@@ -145,26 +146,13 @@ def _unpacked(planes: ir.Value) -> ir.Value:
         return arith.trunci(i8, total)
 
     table = build.elementwise([planes] * bits, build.tensor_type([size, 8], i8), body, maps=maps)
-    groups = {"reassociation": ir.Attribute.parse("[[0, 1]]")}
-    return ir.Operation.create("tensor.collapse_shape", [build.tensor_type([8 * size], i8)], [table], groups).result
+    return reshape(table, [8 * size], "[[0, 1]]")
 
 
 def _part(flat: ir.Value, offset: int, shape: Sequence[int]) -> ir.Value:
     size = int(np.prod(shape))
-    attributes: dict[str, ir.Attribute] = {
-        "static_offsets": ir.DenseI64ArrayAttr.get([offset]),
-        "static_sizes": ir.DenseI64ArrayAttr.get([size]),
-        "static_strides": ir.DenseI64ArrayAttr.get([1]),
-        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 0, 0, 0]),
-    }
-    part = ir.Operation.create("tensor.extract_slice", [build.tensor_type([size], np.int8)], [flat], attributes).result
-    if len(shape) == 1:
-        return part
-    attributes = {
-        "reassociation": ir.Attribute.parse(str([list(range(len(shape)))])),
-        "static_output_shape": ir.DenseI64ArrayAttr.get(list(shape)),
-    }
-    return ir.Operation.create("tensor.expand_shape", [build.tensor_type(shape, np.int8)], [part], attributes).result
+    part = extract_slice(flat, [offset], [size])
+    return part if len(shape) == 1 else reshape(part, shape, str([list(range(len(shape)))]))
 
 
 def _declare(symbol: str, shape: Sequence[int]) -> None:

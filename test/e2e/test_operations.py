@@ -1,0 +1,121 @@
+"""An operation is a line of a table and two rooms: the tables agree, and one entered from here works end to end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from quantized import Form, assert_same_bits, call, compiled, is_exact, lower, plan_from_images, reference
+from torch import nn
+from torch_mlir import ir
+from torch_mlir.dialects import arith
+
+from mlir_passes import ops
+from mlir_passes.base import Missed
+from mlir_passes.ir import match
+from mlir_passes.ir.build import elementwise, tensor_type
+from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.network import Node
+from mlir_passes.ops.emit import Emitter
+from mlir_passes.ops.reader import Reader
+from mlir_passes.ops.requantize import i32
+from quantune.config import QuantConfig
+from quantune.frontend.importer import import_module
+from quantune.numerics import affine
+from quantune.numerics import ops as numpy_ops
+from quantune.numerics.ops import Operands, Tensor
+from quantune.plan import lay_out
+
+LAST_PARTS = {kind: traits.room.rpartition(".")[2] for kind, traits in ops.OPERATIONS.items()}
+
+
+def test_both_packages_name_the_same_operations() -> None:
+    assert {kind: room.rpartition(".")[2] for kind, room in numpy_ops.OPERATIONS.items()} == LAST_PARTS
+
+
+@pytest.mark.parametrize("kind", ops.OPERATIONS)
+def test_every_room_is_complete(kind: str) -> None:
+    room, numpy_room = ops.room_of(kind), numpy_ops.room_of(kind)
+    assert {"recognize", "integer"} <= set(dir(room))
+    assert numpy_room is not None
+    assert {"real", "integer"} <= set(dir(numpy_room))
+    assert hasattr(room, "real") or not ops.OPERATIONS[kind].ends_in_f32
+
+
+# A toy: the negative of a tensor, which has its own quantization and takes a clamp along
+
+
+def _recognize(op: ir.Operation, reader: Reader) -> bool | Missed:
+    if not match.is_elementwise(op) or [step.name for step in match.body_of(op)] != ["arith.negf", "linalg.yield"]:
+        return False
+    (source,) = match.inputs_of(op)
+    return reader.add(op, "negate", (source,)) if reader.knows(source) else Missed("negates a constant")
+
+
+def _integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tuple[int, int]) -> ir.Value:
+    (x,) = inputs
+
+    def body(value: ir.Value) -> ir.Value:
+        return arith.subi(arith.constant(i32(), 0), arith.extsi(i32(), value))
+
+    total = elementwise([emit.inputs[0]], tensor_type(emit.node.shape, np.int32), body, layer=emit.node.layer)
+    channels = emit.node.shape[1]
+    bias = np.full(channels, int(x.zero_point_array), np.int32)
+    ratio = np.full(channels, float(x.scale_array) / float(y.scale_array))
+    return emit.requantize(total, bias, ratio, y, bounds, shift=False)
+
+
+def _numpy_real(node: Node, inputs: list[np.ndarray]) -> np.ndarray:
+    return -inputs[0]
+
+
+def _numpy_integer(node: Node, x: Operands) -> Tensor | None:
+    (s_x,), target = x.specs, x.target
+    if target is None:
+        return None
+    m = affine.multiplier(s_x.scale, 1.0, target.scale)
+    total = int(s_x.zero_point) - x.inputs[0].astype(np.int32)
+    return np.clip(affine.requantize(total, m, target.zero_point, target.qmin, target.qmax), x.lo, x.hi)
+
+
+class Negating(nn.Module):
+    """A layer, its negative, clamped, and another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(-self.first(x)))
+
+
+def _enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    room, numpy_room = ModuleType("toy_room"), ModuleType("toy_numpy_room")
+    room.recognize, room.integer = _recognize, _integer  # type: ignore[attr-defined]
+    numpy_room.real, numpy_room.integer = _numpy_real, _numpy_integer  # type: ignore[attr-defined]
+    for made in (room, numpy_room):
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+    monkeypatch.setitem(ops.OPERATIONS, "negate", ops.Traits(room.__name__, takes_clamp=True))
+    monkeypatch.setitem(numpy_ops.OPERATIONS, "negate", numpy_room.__name__)
+
+
+def test_an_operation_from_outside_runs_in_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (1, 3, 8, 8)
+    calibration, x = np.random.default_rng(0).normal(0, 1, (2, *shape)).astype(np.float32)
+    before = import_module(Negating().eval(), torch.zeros(shape), "negating").network
+    assert [node.kind for node in before.nodes] == ["input", "conv", "float", "clamp", "conv"]
+    _enter(monkeypatch)
+    model = import_module(Negating().eval(), torch.zeros(shape), "negating")
+    assert [node.kind for node in model.network.nodes] == ["input", "conv", "negate", "clamp", "conv"]
+    names = [node.name for node in model.network.nodes]
+    assert set(names[1:]) <= lay_out(model.network, frozenset((names[1], names[4]))).integer
+    plan = plan_from_images(model, calibration, QuantConfig())
+    assert is_exact(model, plan)
+    lowered = lower(model, plan, Form())
+    assert not lowered.reasons or "in f32" not in str(lowered.reasons)
+    assert_same_bits(call(compiled(lowered), x), reference(model, plan, x))
