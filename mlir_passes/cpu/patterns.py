@@ -10,13 +10,13 @@ import numpy as np
 from torch_mlir import ir
 
 from mlir_passes.base import Missed
-from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, SHIFT
 from mlir_passes.ir import match
 from mlir_passes.ir.build import constant_array, parameter_name
 from mlir_passes.ir.moves import SPLIT_LAST, is_reshape
 from mlir_passes.ir.same_body import PARALLEL, REDUCTION, arithmetic, emitted, is_plain, iterators
 from mlir_passes.kernels.text import Layout
+from mlir_passes.kernels.windows import Window
 from mlir_passes.ops import requantize
 from mlir_passes.ops.add import ADD
 from mlir_passes.ops.pool import sum_body

@@ -21,7 +21,7 @@ from mlir_passes.cpu.emit import (
     unbordered,
 )
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
+from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
 from mlir_passes.cpu.kernels.pointwise import Add
@@ -32,6 +32,7 @@ from mlir_passes.ir import match
 from mlir_passes.ir.build import tensor_type
 from mlir_passes.ir.same_body import is_plain
 from mlir_passes.kernels.text import Layout, joined_images
+from mlir_passes.kernels.windows import Window
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
+from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded
@@ -21,6 +21,7 @@ from mlir_passes.ir import match
 from mlir_passes.ir.build import constant, relaid_constant
 from mlir_passes.ir.same_body import is_plain
 from mlir_passes.kernels.text import Layout, joined_images
+from mlir_passes.kernels.windows import Window
 
 _WIDEST = 11  # columns of a depthwise window that are worth writing out
 

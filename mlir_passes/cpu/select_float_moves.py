@@ -11,7 +11,6 @@ from mlir_passes.cpu import patterns
 from mlir_passes.cpu.emit import Buffer, image_layout, makes_tensor
 from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Window
 from mlir_passes.cpu.kernels.image_float import (
     FloatAverage,
     FloatConcat,
@@ -23,6 +22,7 @@ from mlir_passes.cpu.kernels.pool import overlaps_everywhere
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, MAX_POOL
 from mlir_passes.ir import match
 from mlir_passes.ir.same_body import is_plain
+from mlir_passes.kernels.windows import Window
 
 _LOWEST = -3.4028234663852886e38
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Tile, Window
+from mlir_passes.cpu.kernels.conv import Tile
 from mlir_passes.kernels.text import Layout
+from mlir_passes.kernels.windows import Window
 
 _LATENCY = 4  # cycles until a product's sum can be added to again
 _STEP_OVERHEAD = 0.5

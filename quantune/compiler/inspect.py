@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mlir_passes.cpu.isa import VARIANTS
 from quantune.errors import CompileFailed
 
 # The strings of a printed location: names, and files, which a line number follows.
@@ -30,10 +31,6 @@ _EXECUTABLE_TARGET = re.compile(
 UNKNOWN = "unknown"
 """The precision of a kernel that states multiplications of which none is recognized; it does not count as integer."""
 _MACS = "quantune.macs"
-_DOT_PRODUCTS = (
-    (re.compile(r"vpdpb|pmaddub|[su]dot|[su]{1,2}mmla"), "i8"),
-    (re.compile(r"vpdpw|pmadd\.?w"), "i16"),
-)
 _CASTS = frozenset({"arith.extsi", "arith.extui", "arith.sitofp", "arith.uitofp", "arith.extf", "arith.truncf"})
 _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.andi", "arith.shli", "arith.shrsi"})
 
@@ -176,11 +173,17 @@ def _kernel_precision(function: Any) -> str | None:
     for op in _walk(function):
         if op.name == "llvm.call_intrinsic":
             name = str(op.attributes["intrin"])
-            found |= {precision: None for pattern, precision in _DOT_PRODUCTS if pattern.search(name)}
+            found |= {precision: None for precision in filter(None, [product_of(name)])}
         if op.name in ("vector.fma", "math.fma", "vector.contract"):
             found[re.sub(r"^vector<.*x|>$", "", str(op.results[0].type))] = None
     # A requantization may be written with f32 multiply-adds: the integer products are then the loop.
     return next((p for p in found if p.startswith("i")), next(iter(found), None))
+
+
+def product_of(intrinsic: str) -> str | None:
+    """The integers that an intrinsic multiplies and sums up, as the instruction sets say; None where it does not."""
+    named = (pair for isa in VARIANTS.values() for pair in isa.products.items())
+    return next((precision for part, precision in named if part in intrinsic), None)
 
 
 def _stated_macs(call: Any, entry: str) -> int:

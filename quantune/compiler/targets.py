@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from mlir_passes.cpu.isa import VARIANTS, in_cpuinfo
 from quantune.errors import UsageError
 
 # name -> (aliases, field that refines it, what a user may write for that field)
@@ -26,42 +27,8 @@ CUDA_NAMES = ("turing", "ampere", "ada", "a100", "rtx4090")
 # Architectures IREE 3.13 cannot name. Their driver translates an older architecture's PTX when a program is loaded.
 _NEWER_CUDA = ("sm_90", "sm_90a", "hopper", "h100", "h200", "sm_100", "sm_100a", "blackwell", "b200")
 _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
-# Variant of the CPU kernels -> the flags in /proc/cpuinfo that it needs, and LLVM's names of processors that have them.
-_KERNEL_FLAGS = {
-    "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}),
-    "avxvnni": frozenset({"avx2", "fma", "avx_vnni"}),
-    "avx2": frozenset({"avx2", "fma"}),
-    "i8mm": frozenset({"asimd", "asimddp", "i8mm"}),
-    "dotprod": frozenset({"asimd", "asimddp"}),
-}
-_KERNEL_CPUS = {
-    "avx512vnni": (
-        "cascadelake", "cooperlake", "icelake-client", "icelake-server", "rocketlake", "tigerlake", "sapphirerapids",
-        "emeraldrapids", "graniterapids", "graniterapids-d", "znver4", "znver5",
-    ),
-    "avxvnni": (
-        "alderlake", "raptorlake", "meteorlake", "gracemont", "arrowlake", "arrowlake-s", "lunarlake", "pantherlake",
-        "sierraforest", "grandridge", "clearwaterforest",
-    ),
-    "avx2": (
-        "haswell", "broadwell", "skylake", "skylake-avx512", "cannonlake", "x86-64-v3", "x86-64-v4", "znver1", "znver2",
-        "znver3",
-    ),
-    "i8mm": (
-        "neoverse-v1", "neoverse-v2", "neoverse-v3", "neoverse-n2", "neoverse-n3", "cortex-a510", "cortex-a520",
-        "cortex-a710", "cortex-a715", "cortex-a720", "cortex-a725", "cortex-x2", "cortex-x3", "cortex-x4",
-        "cortex-x925", "ampere1", "ampere1a", "ampere1b", "grace", "apple-m2", "apple-m3", "apple-m4",
-    ),
-    "dotprod": (
-        "neoverse-n1", "neoverse-e1", "cortex-a55", "cortex-a65", "cortex-a75", "cortex-a76", "cortex-a77",
-        "cortex-a78", "cortex-x1", "apple-m1",
-    ),
-}  # fmt: skip
-_ARM_KERNELS = ("i8mm", "dotprod")
 GENERIC_ARM = "arm64"
 """What a 64-bit Arm processor is called here that has no name; LLVM calls it generic, as it does every other."""
-# LLVM's names of features -> those of /proc/cpuinfo, where a kernel needs them.
-_IN_CPUINFO = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd"}
 _ARM_WITHOUT_KERNELS = (
     "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "carmel", "a64fx", "thunderx2t99",
 )  # fmt: skip
@@ -133,7 +100,7 @@ class Target:
     @property
     def is_arm(self) -> bool:
         """Whether ``cpu`` is the name of a 64-bit Arm processor that quantune knows."""
-        named = (cpu for variant in _ARM_KERNELS for cpu in _KERNEL_CPUS[variant])
+        named = (cpu for isa in VARIANTS.values() if isa.arm for cpu in isa.cpus)
         return self.name == "cpu" and self.cpu.partition("+")[0] in (GENERIC_ARM, *_ARM_WITHOUT_KERNELS, *named)
 
     def kernels(self) -> str | None:
@@ -141,7 +108,7 @@ class Target:
         if self.name != "cpu":
             return None
         flags = _host_flags() if self.cpu == "host" else _flags_of(self.cpu)
-        return next((variant for variant, needed in _KERNEL_FLAGS.items() if needed <= flags), None)
+        return next((name for name, isa in VARIANTS.items() if isa.flags <= flags), None)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.detail}"
@@ -190,9 +157,9 @@ def _host_flags() -> frozenset[str]:
 def _flags_of(cpu: str) -> frozenset[str]:
     """The flags of /proc/cpuinfo that the kernels ask for and a processor has by its name or its features."""
     name, *features = cpu.split("+")
-    named = (needed for variant, needed in _KERNEL_FLAGS.items() if name in _KERNEL_CPUS[variant])
+    named = (isa.flags for isa in VARIANTS.values() if name in isa.cpus)
     arm = {"asimd"} if name == GENERIC_ARM else set()
-    return frozenset().union(*named, arm, (_IN_CPUINFO.get(feature, feature) for feature in features))
+    return frozenset().union(*named, arm, map(in_cpuinfo, features))
 
 
 def _check_cuda(arch: str) -> None:

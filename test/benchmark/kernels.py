@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from mlir_passes.cpu.isa import VARIANTS, Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
+from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, FloatForm, Form
 from mlir_passes.cpu.tiles import choose_tile, ranked_tiles
 from mlir_passes.kernels.text import NAME, Layout
+from mlir_passes.kernels.windows import Window
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
 

@@ -14,11 +14,12 @@ from integer_layers import Case, expected, module, numbers
 from torch_mlir import ir
 
 from mlir_passes.cpu.isa import VARIANTS, Isa
-from mlir_passes.cpu.kernels.conv import Conv, Window, one_unit
+from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.cpu.tiles import choose_tile
 from mlir_passes.kernels.text import NAME, Layout
+from mlir_passes.kernels.windows import Window
 from mlir_passes.pipeline import Pipeline
 from quantune.compiler.iree import compile_module, find_compiler
 from quantune.compiler.targets import Target

@@ -1,14 +1,16 @@
-"""An operation is a line of a table and two rooms: the tables agree, and one entered from here works end to end."""
+"""An operation is a line of a table and two rooms, an instruction set one class: those entered from here work."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from integer_layers import Case, module, numbers
 from quantized import Form, assert_same_bits, call, compiled, is_exact, lower, plan_from_images, reference
 from torch import nn
 from torch_mlir import ir
@@ -16,13 +18,20 @@ from torch_mlir.dialects import arith
 
 from mlir_passes import ops
 from mlir_passes.base import Missed
+from mlir_passes.cpu.isa import VARIANTS
+from mlir_passes.cpu.isa.base import vectors
+from mlir_passes.cpu.isa.x86 import Vnni
 from mlir_passes.ir import match
 from mlir_passes.ir.build import elementwise, tensor_type
 from mlir_passes.ir.quant_types import QuantSpec
+from mlir_passes.kernels.text import Kernel
 from mlir_passes.network import Node
 from mlir_passes.ops.emit import Emitter
 from mlir_passes.ops.reader import Reader
 from mlir_passes.ops.requantize import i32
+from mlir_passes.pipeline import Pipeline
+from quantune.compiler.inspect import product_of
+from quantune.compiler.targets import Target
 from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
@@ -119,3 +128,27 @@ def test_an_operation_from_outside_runs_in_integers(monkeypatch: pytest.MonkeyPa
     lowered = lower(model, plan, Form())
     assert not lowered.reasons or "in f32" not in str(lowered.reasons)
     assert_same_bits(call(compiled(lowered), x), reference(model, plan, x))
+
+
+@dataclass(frozen=True)
+class Toy(Vnni):
+    """An instruction set that differs from VNNI by the name of its product."""
+
+    products = {"toy.dot": "i8"}  # noqa: RUF012
+
+    def multiply_add(self, k: Kernel, acc: str, x: str, weight: str, width: int) -> str:
+        """Emit the toy's product."""
+        sums, _, data = vectors(width)
+        return k.intrinsic("llvm.toy.dot", [acc, x, weight], [sums, data, data], sums)
+
+
+def test_an_instruction_set_from_outside_is_a_target_a_variant_and_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "toy", Toy("toy", ("toyfeature",), 32, 16, ("toylake",)))
+    assert Target("cpu", cpu="toylake").kernels() == "toy"
+    assert Target("cpu", cpu="generic+toyfeature").kernels() == "toy"
+    assert product_of("llvm.toy.dot.256") == "i8"
+    case = Case("conv", 6, 6, 8, 16, (3, 3), pads=(1, 1, 1, 1))
+    parsed = ir.Module.parse(module(case, "multiplier", numbers(case, "multiplier")), context=ir.Context())
+    Pipeline.parse("quantune-lower-to-cpu-kernels{features=toy}").run(parsed)
+    assert "llvm.toy.dot" in str(parsed)
+    assert "vpdpbusd" not in str(parsed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlir_passes.cpu.isa import VARIANTS
+from mlir_passes.cpu import isa
 from quantune.compiler import pipelines, targets
 from quantune.compiler.targets import Target
 
@@ -46,5 +46,6 @@ def test_f16_has_no_kernels() -> None:
     assert "kernels" not in pipelines.target_passes(Target("cpu", cpu="znver4"), "f16")
 
 
-def test_every_variant_that_a_target_may_name_exists() -> None:
-    assert set(targets._KERNEL_FLAGS) == set(targets._KERNEL_CPUS) == set(VARIANTS)
+def test_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(ValueError, match="'avx2' is there already"):
+        isa.register(isa.VARIANTS["avx2"])

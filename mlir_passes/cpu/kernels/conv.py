@@ -12,7 +12,6 @@ the result is of another group. Tiles stay within a group that fills a vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,21 +19,12 @@ import numpy as np
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
 
 _FEW_WEIGHTS = 16 << 10
 _AHEAD = 8 << 10
 """Where more weights than ``_FEW_WEIGHTS`` stream past, how far ahead of their use they are asked for, in elements."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A convolution's or pool's window, and where its first position lies relative to the image's corner."""
-
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    top: int = 0
-    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,19 +141,6 @@ def reach(inputs: int, outputs: int, groups: int, starts: list[list[int]], lanes
     of_group, own = inputs // groups, outputs // groups
     ends = [min(tile[-1] + lanes, outputs) - 1 for tile in starts]
     return max(end // own + 1 - tile[0] // own for tile, end in zip(starts, ends, strict=True)) * of_group
-
-
-def channel_tiles(channels: int, lanes: int, blocks: int) -> list[list[int]]:
-    """Start channels of blocks of ``lanes`` channels, ``blocks`` to a tile."""
-    starts = [min(i * lanes, max(channels - lanes, 0)) for i in range(-(-channels // lanes))]
-    tiles = range(-(-len(starts) // blocks))
-    return [[starts[min(t * blocks, len(starts) - blocks) + n] for n in range(blocks)] for t in tiles]
-
-
-def gather_channels(values: np.ndarray, starts: list[list[int]], lanes: int) -> np.ndarray:
-    """Repeat per-channel numbers block by block; channels that do not exist get 0."""
-    padded = np.concatenate([values, np.zeros(max(0, lanes - len(values)), values.dtype)])
-    return np.concatenate([padded[s : s + lanes] for tile in starts for s in tile])
 
 
 class _Emitter:
@@ -306,32 +283,3 @@ class _Emitter:
                 added = k.load(self.out - 1, at, f"vector<{self.lanes}x{conv.form.input_element}>")
             value = self.epilogue.finish(acc, scales[n], added)
             self.epilogue.store(value, self.out, k.add(base, channels[n], r * y.pitch + p * y.stride))
-
-
-def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
-    """Emit ``body`` so that only one workgroup runs it."""
-    both = k.op("arith.addi %wgx, %wgy : index")
-    k.line(f"scf.if {k.op(f'arith.cmpi eq, {both}, {k.index(0)} : index')} {{")
-    body()
-    k.line("}")
-
-
-def work_range(k: Kernel, workgroup: str, tiles: int, workgroups: int) -> tuple[str | int, str | int]:
-    """The tiles of one workgroup: an equal share, larger ones first."""
-    if workgroups == 1:
-        return 0, tiles
-    size, larger = divmod(tiles, workgroups)
-    start = k.add(k.mul(workgroup, size), k.least(workgroup, larger))
-    following = k.add(workgroup, 1)
-    return start, k.add(k.mul(following, size), k.least(following, larger))
-
-
-def split_work(work: int, row_tiles: int, channel_tiles: int = 1) -> tuple[int, int]:
-    """Workgroups along rows and channels for ``work`` multiplications: enough for several threads, none too small."""
-    # 24 and more would be handed out by eights to three workers: to two of them twice as many as to the third.
-    wanted = max(1, min(16, work // 250_000))
-    if row_tiles >= 2 * wanted or channel_tiles == 1:
-        return min(wanted, row_tiles), 1
-    if channel_tiles >= wanted:
-        return 1, wanted
-    return min(row_tiles, wanted // channel_tiles), channel_tiles

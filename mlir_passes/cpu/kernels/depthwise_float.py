@@ -12,17 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import (
-    Window,
-    channel_tiles,
-    gather_channels,
-    in_first_workgroup,
-    split_work,
-    work_range,
-)
 from mlir_passes.cpu.kernels.epilogue import FloatEpilogue, FloatForm
 from mlir_passes.cpu.kernels.image_float import float_lanes
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
 
 _UNROLLED = 9  # taps; larger windows loop over their rows
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.work import fill_border_with, fill_zero_border
 
 MULTIPLIER, SHIFT, REAL = "multiplier", "shift", "real"
 
@@ -223,40 +224,3 @@ class Epilogue:
         q = self._i("addi", q, self.kernel.op(f"arith.extui {more} : vector<{n}xi1> to vector<{n}xi32>"))
         q = self._i("shli", self._i("minsi", self._i("maxsi", q, c(-512)), c(511)), left)
         return self._i("minsi", self._i("maxsi", self._i("addi", q, self.numbers[2]), self.numbers[0]), self.numbers[1])
-
-
-def fill_zero_border(kernel: Kernel, binding: int, layout: Layout) -> None:
-    """Write zeros into the whole border of an f32 result; for one workgroup to run."""
-    fill_border_with(kernel, kernel.constant("dense<0.0>", "vector<16xf32>"), binding, layout)
-
-
-def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:
-    """Write the whole border of a result with a vector of 16 bytes or floats; for one workgroup to run."""
-    element = "f32" if layout.floating else "i8"
-    whole = f"vector<16x{element}>"
-
-    def fill(start: str, length: int) -> None:
-        step = max(n for n in (1, 2, 4, 8, 16) if n <= length)
-        part, kind = value, f"vector<{step}x{element}>"
-        if step < 16:
-            part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : {whole}, {whole}")
-        with kernel.loop(0, length, step) as loop:
-            kernel.store(part, binding, kernel.add(start, kernel.least(loop.index, length - step)), kind)
-
-    def fill_image(image: str | int) -> None:
-        start = layout.at()
-        if start:
-            fill(kernel.add(image), start)
-        gap = (layout.left + layout.right) * layout.stride
-        if gap and layout.h > 1:
-            with kernel.loop(0, layout.h - 1) as row:
-                fill(kernel.add(image, kernel.mul(row.index, layout.pitch), layout.at(0, layout.w)), gap)
-        end = layout.at(layout.h - 1, layout.w)
-        if layout.image > end:
-            fill(kernel.add(image, end), layout.image - end)
-
-    if layout.images == 1:
-        fill_image(0)
-        return
-    with kernel.loop(0, layout.images) as loop:
-        fill_image(kernel.mul(loop.index, layout.image))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import Window, channel_tiles, in_first_workgroup, split_work, work_range
-from mlir_passes.cpu.kernels.epilogue import fill_zero_border
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import Window, channel_tiles
+from mlir_passes.kernels.work import fill_zero_border, in_first_workgroup, split_work, work_range
 
 
 @dataclass(frozen=True)

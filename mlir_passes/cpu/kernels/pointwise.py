@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import channel_tiles, in_first_workgroup, split_work, work_range
-from mlir_passes.cpu.kernels.epilogue import fill_border_with
 from mlir_passes.cpu.kernels.pool import byte_width
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import channel_tiles
+from mlir_passes.kernels.work import fill_border_with, in_first_workgroup, split_work, work_range
 
 
 @dataclass(frozen=True)

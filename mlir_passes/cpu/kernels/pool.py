@@ -8,16 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.conv import (
-    Window,
-    channel_tiles,
-    gather_channels,
-    in_first_workgroup,
-    split_work,
-    work_range,
-)
-from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form, fill_border_with
+from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.kernels.work import fill_border_with, in_first_workgroup, split_work, work_range
 
 
 @dataclass(frozen=True)

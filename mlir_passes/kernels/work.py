@@ -1,0 +1,73 @@
+"""How a kernel's work falls into workgroups, and the border that one of them fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlir_passes.kernels.text import Kernel, Layout
+
+
+def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
+    """Emit ``body`` so that only one workgroup runs it."""
+    both = k.op("arith.addi %wgx, %wgy : index")
+    k.line(f"scf.if {k.op(f'arith.cmpi eq, {both}, {k.index(0)} : index')} {{")
+    body()
+    k.line("}")
+
+
+def work_range(k: Kernel, workgroup: str, tiles: int, workgroups: int) -> tuple[str | int, str | int]:
+    """The tiles of one workgroup: an equal share, larger ones first."""
+    if workgroups == 1:
+        return 0, tiles
+    size, larger = divmod(tiles, workgroups)
+    start = k.add(k.mul(workgroup, size), k.least(workgroup, larger))
+    following = k.add(workgroup, 1)
+    return start, k.add(k.mul(following, size), k.least(following, larger))
+
+
+def split_work(work: int, row_tiles: int, channel_tiles: int = 1) -> tuple[int, int]:
+    """Workgroups along rows and channels for ``work`` multiplications: enough for several threads, none too small."""
+    # 24 and more would be handed out by eights to three workers: to two of them twice as many as to the third.
+    wanted = max(1, min(16, work // 250_000))
+    if row_tiles >= 2 * wanted or channel_tiles == 1:
+        return min(wanted, row_tiles), 1
+    if channel_tiles >= wanted:
+        return 1, wanted
+    return min(row_tiles, wanted // channel_tiles), channel_tiles
+
+
+def fill_zero_border(kernel: Kernel, binding: int, layout: Layout) -> None:
+    """Write zeros into the whole border of an f32 result; for one workgroup to run."""
+    fill_border_with(kernel, kernel.constant("dense<0.0>", "vector<16xf32>"), binding, layout)
+
+
+def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:
+    """Write the whole border of a result with a vector of 16 bytes or floats; for one workgroup to run."""
+    element = "f32" if layout.floating else "i8"
+    whole = f"vector<16x{element}>"
+
+    def fill(start: str, length: int) -> None:
+        step = max(n for n in (1, 2, 4, 8, 16) if n <= length)
+        part, kind = value, f"vector<{step}x{element}>"
+        if step < 16:
+            part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : {whole}, {whole}")
+        with kernel.loop(0, length, step) as loop:
+            kernel.store(part, binding, kernel.add(start, kernel.least(loop.index, length - step)), kind)
+
+    def fill_image(image: str | int) -> None:
+        start = layout.at()
+        if start:
+            fill(kernel.add(image), start)
+        gap = (layout.left + layout.right) * layout.stride
+        if gap and layout.h > 1:
+            with kernel.loop(0, layout.h - 1) as row:
+                fill(kernel.add(image, kernel.mul(row.index, layout.pitch), layout.at(0, layout.w)), gap)
+        end = layout.at(layout.h - 1, layout.w)
+        if layout.image > end:
+            fill(kernel.add(image, end), layout.image - end)
+
+    if layout.images == 1:
+        fill_image(0)
+        return
+    with kernel.loop(0, layout.images) as loop:
+        fill_image(kernel.mul(loop.index, layout.image))
