@@ -22,8 +22,8 @@ from quantune.compiler.container import announce, check_end
 from quantune.compiler.inspect import LayerExecution, Processor
 from quantune.errors import RunFailed
 
-FORMAT = 2
-_SINCE = {"measured": 2, "sources": 2, "reasons": 2}
+FORMAT = 3
+_SINCE = {"measured": 2, "sources": 2, "reasons": 3}
 """Fields that came later: the format that brought them."""
 _ONCE = {"created": 1}
 """Fields of the past, which are read and forgotten: the last format that had them."""

@@ -75,6 +75,12 @@ def test_older_records_are_read() -> None:
         Provenance.from_json(json.dumps(json.loads(RECORD.to_json()) | {"created": ""}))
 
 
+def test_a_record_of_format_2_is_read_without_reasons() -> None:
+    record = json.loads(replace(RECORD, reasons={"a": "why"}).to_json()) | {"format": 2}
+    del record["reasons"]
+    assert Provenance.from_json(json.dumps(record)) == replace(RECORD, reasons={})
+
+
 def test_only_an_archive_can_carry_a_record() -> None:
     for program in (b"", BARE, PROGRAM[:-1], PROGRAM + b"x", split(ARTIFACT).program):
         with pytest.raises(RunFailed, match="not laid out as a zip archive"):
