@@ -35,7 +35,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'quantune' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ImportError as error:
+        from quantune.errors import missing
+
+        raise missing(error) from error
     globals()[name] = value  # the next access does not come here
     return value
 

@@ -56,6 +56,12 @@ def machine_lacks(error: OSError) -> bool:
     return error.errno in _MACHINE
 
 
+def missing(error: ImportError) -> EnvironmentFailure:
+    """The error to raise where a package is not installed: what to install."""
+    advice = "pip install 'quantune[compile]' brings what compiles and searches"
+    return EnvironmentFailure(f"a package cannot be imported: {error}; {advice}")
+
+
 def refused(what: str, error: OSError, remedy: str = "") -> QuantuneError:
     """The error to raise where the system refuses ``what``; a remedy follows where it is the request that is wrong."""
     reason = f"{what}: {error.strerror or error}"

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from quantune import interrupts
 from quantune.cli.streams import Notes, OutputFailed, one_line, opened_streams, shown_as_notes
-from quantune.errors import EnvironmentFailure, QuantuneError, refused
+from quantune.errors import EnvironmentFailure, QuantuneError, missing, refused
 
 Command = Callable[[list[str] | None, Notes], int]
 
@@ -126,8 +126,7 @@ def _known(error: Exception) -> QuantuneError | None:
     if isinstance(error, MemoryError):
         return EnvironmentFailure("not enough memory")
     if isinstance(error, ImportError):
-        advice = "quantune[compile] has what compiles and searches"
-        return EnvironmentFailure(f"a package cannot be imported: {error}; {advice}")
+        return missing(error)
     if isinstance(error, OSError) and error.errno is not None:
         return refused(os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "system", error)
     return None

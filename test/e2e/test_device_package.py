@@ -119,4 +119,4 @@ def test_what_compiles_says_what_it_lacks(machine: Path) -> None:
     done = run(machine, "quantune-compile", "builtin:squeezenet1_1_digits", "--emit=linalg")
     [line] = done.stderr.splitlines()
     assert done.returncode == 4
-    assert "; quantune[compile] has what compiles and searches" in line
+    assert "; pip install 'quantune[compile]' brings what compiles and searches" in line

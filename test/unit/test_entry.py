@@ -43,7 +43,7 @@ def _raising(error: BaseException) -> Callable[[list[str] | None, Notes], int]:
         (
             ModuleNotFoundError("No module", name="torch.nn"),
             4,
-            "error: a package cannot be imported: No module; quantune[compile] has",
+            "error: a package cannot be imported: No module; pip install 'quantune[compile]' brings",
         ),
         (KeyError("x"), 1, "internal error: KeyError: 'x' (test_entry.py:"),
         (RecursionError("too deep\nby far"), 1, r"internal error: RecursionError: too deep\nby far ("),
