@@ -18,11 +18,11 @@ from quantune.builder import Builder, Built
 from quantune.compiler.cache import content_key, trim
 from quantune.config import QuantConfig
 from quantune.data.base import hashed_order
-from quantune.data.materialized import Materialized, materialize, take_up
+from quantune.data.materialized import Materialized, provide
 from quantune.data.splits import Split, batches
 from quantune.errors import RunFailed, UsageError
 from quantune.measuring import Measuring
-from quantune.process import private, scratch
+from quantune.process import scratch
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.measure import Effort
@@ -122,15 +122,13 @@ class Evaluator:
         return self._images
 
     def _take_up(self) -> Materialized:
-        folder = private.folder(self.builder.cache.root / "images")
-        private.check(folder)
+        folder = self.builder.cache.root / "images"
         key = content_key(self.split.fingerprint, "in a random order, with a digest")[:32]
-        made = take_up(folder, key)
-        if made is None:
-            order = hashed_order(len(self.split))
-            shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
-            made = materialize(shuffled, folder, key, self._classes)
-        trim(folder, IMAGES_LIMIT_BYTES, newest=key)
+        order = hashed_order(len(self.split))
+        shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
+        made = provide(shuffled, folder, self._folder, key, self._classes)
+        if made.images.parent == folder:
+            trim(folder, IMAGES_LIMIT_BYTES, newest=key)
         highest, name = int(made.labels.max()), self.split.source.name
         if highest >= self._classes:  # the file may be of a model with more classes
             raise UsageError(f"the evaluation labels reach {highest}, but the model has {self._classes} outputs")

@@ -207,7 +207,8 @@ def trim(folder: Path, limit_bytes: int, *, newest: str) -> None:
         stale = torn and time.time() - used > _STALE_SECONDS
         if not stale and (torn or total <= limit_bytes or path.name.startswith(newest)):
             continue
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that can only be read serves as well
+            path.unlink(missing_ok=True)
         total -= size
 
 

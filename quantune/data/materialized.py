@@ -1,7 +1,8 @@
 """Images and labels on disk, for programs to map: written whole, checked by their content when they are taken up again.
 
 One set is two files ``<key>.<digest>.npy`` (f32[n, c, h, w]) and ``<key>.<digest>.labels.npy`` (i64[n]); the digest in
-the names is that of both files' bytes. What does not fit its digest is set aside, and made again by the caller.
+the names is that of both files' bytes. What does not fit its digest is set aside and made again. Files are for
+their user alone, whatever the umask.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantune.data.splits import Split, checked_label, labelled
 from quantune.errors import EnvironmentFailure
+from quantune.process import private
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,27 @@ class Materialized:
     images: Path
     labels: NDArray[np.int64]
     digest: str
+
+
+def provide(split: Split, folder: Path, spare: Path, key: str, classes: int | None = None) -> Materialized:
+    """The set of this key: taken up from ``folder``, or written there, or, where that cannot be, into ``spare``.
+
+    The last is told in a warning. Raises like `materialize`, or EnvironmentFailure if others may write to ``folder``.
+    """
+    try:
+        private.folder(folder)
+    except OSError as error:
+        logger.warning("%s: %s; the evaluation images are not kept for later", folder, error.strerror or error)
+        return materialize(split, spare, key, classes)
+    private.check(folder)
+    found = take_up(folder, key)
+    if found is not None:
+        return found
+    try:
+        return materialize(split, folder, key, classes)
+    except EnvironmentFailure as error:
+        logger.warning("%s; the evaluation images are not kept for later", error)
+        return materialize(split, spare, key, classes)
 
 
 def materialize(split: Split, folder: Path, key: str, classes: int | None = None) -> Materialized:
@@ -58,14 +82,15 @@ def materialize(split: Split, folder: Path, key: str, classes: int | None = None
         if needed > free:
             raise EnvironmentFailure(f"{folder}: {len(split)} images need {needed} bytes, {free} are free")
         # Written as a stream: a full disk is then an error, where a memory map would end the process.
-        with partial.open("wb") as stream:
+        with _created(partial) as stream:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for position, index in enumerate(split.indices):
                 image, label = labelled(split, index)
                 labels[position] = checked_label(split, index, label, classes)
                 stream.write(np.ascontiguousarray(image, "<f4").tobytes())
-        partial_labels.write_bytes(_as_npy(labels))
+        with _created(partial_labels) as stream:
+            stream.write(_as_npy(labels))
         digest = _digest(partial, partial_labels)
         path = folder / f"{key}.{digest}.npy"
         partial_labels.replace(_labels_of(path))
@@ -73,8 +98,9 @@ def materialize(split: Split, folder: Path, key: str, classes: int | None = None
     except OSError as error:
         raise EnvironmentFailure(f"{folder}: images cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
-        partial_labels.unlink(missing_ok=True)
+        for file in (partial, partial_labels):
+            with contextlib.suppress(OSError):  # the folder can only be read
+                file.unlink(missing_ok=True)
     return Materialized(path, labels, digest)
 
 
@@ -83,14 +109,15 @@ def take_up(folder: Path, key: str) -> Materialized | None:
     for path in sorted(folder.glob(f"{key}.*.npy")):
         if path.name.endswith(_LABELS):
             continue
-        with contextlib.suppress(FileNotFoundError):  # another process deleted it, or has not written all of it yet
+        with contextlib.suppress(OSError):  # it cannot be read; another process deleted it, or is writing it still
             digest, labels = path.name.split(".")[1], _labels_of(path)
             data = labels.read_bytes()
             if _digest(path, labels) != digest:
                 _set_aside(path, labels)
                 continue
             for file in (path, labels):
-                os.utime(file)
+                with contextlib.suppress(OSError):  # a folder that can only be read serves as well
+                    os.utime(file)
             return Materialized(path, np.load(io.BytesIO(data), allow_pickle=False), digest)
     return None
 
@@ -115,8 +142,12 @@ def _set_aside(*files: Path) -> None:
     for file in files:
         target = file.with_name(f"damaged-{time.time_ns()}-{file.name}")
         logger.warning("%s is damaged (its content does not fit its digest); kept as %s, made again", file, target.name)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             file.replace(target)
+
+
+def _created(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, private.FILE_MODE), "wb")
 
 
 def _labels_of(images: Path) -> Path:

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.space": names("optuna .bits .config"),
     "quantune.numerics": names("numpy scipy mlir_passes.network"),
     "quantune.factory": set(),
-    "quantune.data": names("numpy PIL sklearn .factory"),
+    "quantune.data": names("numpy PIL sklearn .factory .process"),
     "quantune.guard": set(),
     "quantune.files": names("quantune .guard .model .process"),
     "quantune.model": names("numpy torch_mlir mlir_passes mlir_passes.network"),

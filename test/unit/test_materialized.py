@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
 from quantune.data import materialized
 from quantune.data.base import ImageSource
-from quantune.data.materialized import materialize, take_up
+from quantune.data.materialized import materialize, provide, take_up
 from quantune.data.splits import Split
 from quantune.errors import EnvironmentFailure, UsageError
 
@@ -116,3 +122,69 @@ def test_no_room_and_no_folder_are_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(EnvironmentFailure, match="1 images need 4 bytes, 3 are free"):
         materialize(whole([1]), tmp_path, KEY)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_for_their_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        materialize(whole([1, 2]), tmp_path, KEY)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()} == {0o600}
+
+
+def _blocked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_text("in the way")
+
+
+def _small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        materialized.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 if path == folder else 99)
+    )
+
+
+def _read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: Path, *arguments: int) -> int:
+        if path.parent == folder:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(materialized.os, "open", refuse)
+
+
+@pytest.mark.parametrize(
+    ("prevent", "why"),
+    [(_blocked, "File exists|Not a directory"), (_small, "3 are free"), (_read_only, "Read-only file system")],
+)
+def test_where_the_folder_cannot_be_written_another_serves(
+    prevent: Callable[[Path, pytest.MonkeyPatch], None], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    folder, spare = tmp_path / "images", tmp_path / "spare"
+    spare.mkdir()
+    with monkeypatch.context() as patch:
+        prevent(folder, patch)
+        made = provide(whole([1, 2]), folder, spare, KEY)
+    assert made.images.parent == spare
+    assert made.labels.tolist() == [1, 2]
+    [told] = caplog.messages
+    assert re.search(f"{folder}.*({why}).*; the evaluation images are not kept for later", told)
+
+
+def test_a_set_in_a_folder_that_can_only_be_read_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = provide(whole([1, 2]), tmp_path / "images", tmp_path, KEY)
+
+    def refuse(path: Path) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(materialized.os, "utime", refuse)
+    assert provide(whole([1, 2]), tmp_path / "images", tmp_path, KEY).images == made.images
+
+
+def test_a_folder_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images").chmod(0o777)
+    with pytest.raises(EnvironmentFailure, match="others may write there"):
+        provide(whole([1, 2]), tmp_path / "images", tmp_path, KEY)
