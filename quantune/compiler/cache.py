@@ -100,24 +100,31 @@ class ArtifactCache:
     def get(self, key: str, kind: str = "") -> Path | None:
         """Return the file of an entry, or None. An entry whose bytes changed is moved aside and counts as absent."""
         for path in self._candidates(key, kind):
-            with contextlib.suppress(FileNotFoundError):  # another process evicted it
-                if hashlib.sha256(path.read_bytes()).hexdigest() != _digest_in(path.name):
-                    self._set_aside(path)
-                    continue
-                _mark_used(path)
+            if self._checked(path) is not None:
                 return path
         return None
 
     def get_bytes(self, key: str, kind: str = "") -> bytes | None:
         """Return the bytes of an entry, or None; like get, for small blobs."""
         for path in self._candidates(key, kind):
-            with contextlib.suppress(FileNotFoundError):
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest() == _digest_in(path.name):
-                    _mark_used(path)
-                    return data
-                self._set_aside(path)
+            if (data := self._checked(path)) is not None:
+                return data
         return None
+
+    def _checked(self, path: Path) -> bytes | None:
+        """The bytes of an entry, marked as used; None where they changed or cannot be read, and it is moved aside."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # another process evicted it
+            return None
+        except OSError as error:
+            self._set_aside(path, error.strerror or str(error))
+            return None
+        if hashlib.sha256(data).hexdigest() != _digest_in(path.name):
+            self._set_aside(path)
+            return None
+        _mark_used(path)
+        return data
 
     def read(self, key: str, kind: str, parse: Callable[[bytes], T]) -> T | None:
         """Return what ``parse`` makes of an entry's bytes, or None. What it refuses (ValueError) is moved aside."""
@@ -171,8 +178,8 @@ class ArtifactCache:
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         for path in self._objects.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
+            with contextlib.suppress(OSError):
+                status = path.lstat()
                 yield status.st_mtime, status.st_size, path
 
     def _evict(self, newest: Path) -> None:
@@ -182,11 +189,13 @@ class ArtifactCache:
             torn = path.name.startswith(".") and time.time() - used > _STALE_SECONDS  # left by a killed writer
             if not torn and (total <= self.limit_bytes or path == newest or path.name.startswith(".")):
                 continue
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(IsADirectoryError):  # what somebody else put there
+                path.unlink(missing_ok=True)
             total -= size
         kept = sorted(self._quarantine.iterdir(), key=lambda p: p.name)
         for path in kept[:-_QUARANTINE_KEPT]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(IsADirectoryError):
+                path.unlink(missing_ok=True)
 
     def _set_aside(self, path: Path, why: str = "its sha256 differs") -> None:
         target = self._quarantine / f"{time.time_ns()}.{path.name}"

@@ -109,16 +109,21 @@ def take_up(folder: Path, key: str) -> Materialized | None:
     for path in sorted(folder.glob(f"{key}.*.npy")):
         if path.name.endswith(_LABELS):
             continue
-        with contextlib.suppress(OSError):  # it cannot be read; another process deleted it, or is writing it still
-            digest, labels = path.name.split(".")[1], _labels_of(path)
+        digest, labels = path.name.split(".")[1], _labels_of(path)
+        try:
             data = labels.read_bytes()
-            if _digest(path, labels) != digest:
-                _set_aside(path, labels)
-                continue
-            for file in (path, labels):
-                with contextlib.suppress(OSError):  # a folder that can only be read serves as well
-                    os.utime(file)
-            return Materialized(path, np.load(io.BytesIO(data), allow_pickle=False), digest)
+            whole = _digest(path, labels) == digest
+        except FileNotFoundError:  # another process deleted it, or has not written all of it yet
+            continue
+        except OSError:  # a folder, say
+            whole = False
+        if not whole:
+            _set_aside(path, labels)
+            continue
+        for file in (path, labels):
+            with contextlib.suppress(OSError):  # a folder that can only be read serves as well
+                os.utime(file)
+        return Materialized(path, np.load(io.BytesIO(data), allow_pickle=False), digest)
     return None
 
 

@@ -4,11 +4,12 @@ import errno
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from quantune.compiler import cache as cache_module
 from quantune.compiler.cache import ArtifactCache, content_key, default_root, trim, write_atomically
 from quantune.errors import EnvironmentFailure
 
@@ -60,6 +61,32 @@ def test_damaged_entry_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytes
     assert cache.get_bytes(KEY, ".vmfb") is None
     assert cache.put(KEY, b"data", ".vmfb") == path
     assert cache.get_bytes(KEY, ".vmfb") == b"data"
+
+
+@pytest.mark.parametrize("there", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "loop"])
+def test_what_cannot_be_read_is_set_aside(
+    tmp_path: Path, there: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cache_module, "_QUARANTINE_KEPT", 0)
+    cache = ArtifactCache(tmp_path)
+    for find in (cache.get, cache.get_bytes):
+        path = cache.put(KEY, b"data", ".vmfb")
+        path.unlink()
+        there(path)
+        assert find(KEY, ".vmfb") is None
+        assert "is damaged (" in caplog.text
+        assert cache.put(KEY, b"data", ".vmfb") == path
+        assert find(KEY, ".vmfb") is not None
+
+
+def test_a_folder_among_the_entries_stays(tmp_path: Path) -> None:
+    cache = ArtifactCache(tmp_path, limit_bytes=0)
+    path = cache.put(KEY, b"data")
+    (path.parent / "somebody's").mkdir()
+    other = content_key("b")
+    assert cache.put(other, b"more").parent.parent == path.parent.parent
+    assert cache.get(KEY) is None
+    assert cache.get(other) is not None
 
 
 def test_what_cannot_be_parsed_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,6 +98,18 @@ def test_damage_is_set_aside_and_made_again(
     assert again.labels.tolist() == list(range(9))
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".labels.npy"])
+@pytest.mark.parametrize("there", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "loop"])
+def test_what_cannot_be_read_is_set_aside(tmp_path: Path, suffix: str, there: Callable[[Path], None]) -> None:
+    made = materialize(whole([1, 2]), tmp_path, KEY)
+    file = tmp_path / f"{KEY}.{made.digest}{suffix}"
+    file.unlink()
+    there(file)
+    assert take_up(tmp_path, KEY) is None
+    assert materialize(whole([1, 2]), tmp_path, KEY).images == made.images
+    assert take_up(tmp_path, KEY) is not None
+
+
 def test_half_a_set_is_none(tmp_path: Path) -> None:
     made = materialize(whole([1, 2]), tmp_path, KEY)
     made.images.with_name(made.images.name.replace(".npy", ".labels.npy")).unlink()
