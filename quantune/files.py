@@ -1,13 +1,15 @@
-"""Models in files from anywhere, read in a child process: .mlir, .mlirbc and .pt2."""
+"""Files from anywhere, read in a child process: models in .mlir, .mlirbc and .pt2, and weights that torch saved."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from quantune import errors
-from quantune.errors import UsageError
+from quantune.errors import QuantuneError, UsageError
 from quantune.guard import ended
 from quantune.model import ImportedModel, read_model
 from quantune.process import children, scratch
@@ -23,20 +25,38 @@ def import_file(reference: str) -> ImportedModel:
 
     Whatever the file does to its reader, crash, hang or growth, is a UsageError here.
     """
-    path, source = Path(reference), model_file(reference)
+    source, what = model_file(reference), f"model '{reference}'"
+    with _converted(source, "module.mlirbc", what) as output:
+        return read_model(output.read_bytes(), Path(reference).stem)
+
+
+@contextlib.contextmanager
+def converted_weights(path: Path) -> Iterator[Path]:
+    """The weights of a file that torch saved, as a file of safetensors for the time of the block.
+
+    Raises UsageError for one that cannot be read, whatever it does to its reader.
+    """
+    with _converted(path, "weights.safetensors", f"weights '{path}'") as output:
+        yield output
+
+
+@contextlib.contextmanager
+def _converted(source: Path, name: str, what: str) -> Iterator[Path]:
+    """What the reader makes of a file, in a temporary folder."""
     size = source.stat().st_size
     with scratch.folder("read") as folder:
-        output = folder / "module.mlirbc"
+        output = folder / name
         status, told, said = _read(source, output, _SECONDS + size * _SECONDS_PER_BYTE)
         if status is None:
-            raise UsageError(f"model '{reference}': takes too long to read")
+            raise UsageError(f"{what}: takes too long to read")
         if status:
             how = children.ending(status) if status > 0 else ended(-status)
-            raise UsageError(f"model '{reference}': its reader {how}{_last_words(said)}; expected a whole file")
-        answer = json.loads(told)
-        if answer:
-            raise getattr(errors, answer["error"])(answer["message"])
-        return read_model(output.read_bytes(), path.stem)
+            raise UsageError(f"{what}: its reader {how}{_last_words(said)}; expected a whole file")
+        if (error := _error(told)) is not None:
+            raise error
+        if not output.is_file():
+            raise UsageError(f"{what}: its reader wrote nothing; expected a whole file")
+        yield output
 
 
 def model_file(reference: str) -> Path:
@@ -63,6 +83,18 @@ def _read(source: Path, output: Path, timeout_s: float) -> tuple[int | None, byt
             return None, b"", b""
         finally:
             children.kill(child)
+
+
+def _error(told: bytes) -> QuantuneError | None:
+    """The error that the reader answered, if it did."""
+    try:
+        answer = json.loads(told)
+        if not answer:
+            return None
+        kind, message = getattr(errors, answer["error"]), answer["message"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return UsageError(f"the reader of the model answered {told[:80]!r}, which is of no use; try again")
+    return kind(message) if issubclass(kind, QuantuneError) else UsageError(message)
 
 
 def _last_words(said: bytes) -> str:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlir_passes.network import Network
+from mlir_passes.network import Network, Node
 from quantune.errors import ImportFailed, UsageError
 
 if TYPE_CHECKING:
     from torch_mlir import ir
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,3 +127,16 @@ def _check_numbers(network: Network, name: str) -> None:
                     f"model '{name}': layer '{node.name}': {count} of {values.size} numbers of its {what} are NaN or "
                     "infinite; check the weights, and batch norms folded into them"
                 )
+        if node.weight is not None:
+            _check_size(node, name)
+
+
+def _check_size(node: Node, name: str) -> None:
+    """Refuse weights of which images of ordinary size make results that float32 has not."""
+    assert node.weight is not None
+    sums = np.abs(node.weight.astype(np.float64)).sum(axis=tuple(range(1, node.weight.ndim)))
+    if sums.max() > _LARGEST:
+        raise UsageError(
+            f"model '{name}': layer '{node.name}': the weights of a channel add up to {sums.max():.2g}, beyond float32 "
+            f"({_LARGEST:.2g}): its results would be infinite; check the weights, and batch norms folded into them"
+        )

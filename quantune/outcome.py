@@ -15,7 +15,7 @@ from typing import Any
 
 from quantune import interrupts, places
 from quantune.builder import Builder
-from quantune.errors import RunFailed
+from quantune.errors import QuantuneError, RunFailed
 from quantune.evaluator import Evaluator
 from quantune.notices import Notices
 from quantune.reporting import describe, measured, write_reports
@@ -134,10 +134,17 @@ def _verified(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float:
 
 
 def _timed(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float | None:
-    """The latency of the file in ms, told when it is longer than its trial's program takes beside it."""
+    """The latency of the file in ms, told when it is longer than its trial's program takes beside it.
+
+    It decides nothing: where it cannot be measured that is told, and the file stands, which answered as its trial did.
+    """
     if _score(trial).latency_ms is None:
         return None
-    measured_ms, file_ms = evaluator.time_beside(trial.config, path)
+    try:
+        measured_ms, file_ms = evaluator.time_beside(trial.config, path)
+    except QuantuneError as error:
+        logger.warning("the artifact could not be timed, the latency is that of its trial: %s", error)
+        return None
     if file_ms > _SLOWER * measured_ms:
         logger.warning(
             "the artifact takes %.3g ms, the program that its trial measured %.3g ms, timed side by side",

@@ -6,18 +6,20 @@ import difflib
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from quantune.errors import UsageError
 from quantune.factory import call_factory
-from quantune.files import SUFFIXES, import_file
+from quantune.files import SUFFIXES, converted_weights, import_file
 from quantune.frontend import importer
+from quantune.frontend.checkpoints import unreadable
 from quantune.frontend.torchvision_compat import torchvision
 from quantune.model import ImportedModel
 from quantune.zoo import store
@@ -121,24 +123,12 @@ def request_key(request: ModelRequest, weights_of: WeightsOf = shipped) -> str |
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict from safetensors or a torch file (tensors only) into ``model``; UsageError on any mismatch."""
     _existing(str(path), "weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format fails in its own way, and all of them mean the same to the user
-        raise UsageError(
-            f"weights '{path}': not a readable {path.suffix or 'torch'} file of tensors: "
-            f"{type(error).__name__}: {_line(error)}"
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    pairs: list[tuple[Any, Any]] = list(state.items()) if isinstance(state, Mapping) else [(None, None)]
-    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
-        raise UsageError(f"weights '{path}': expected a mapping from names to tensors")
-    state = {name.removeprefix("module."): value for name, value in pairs}
+    if path.suffix == ".safetensors":
+        state = _plain(path, path)
+    else:
+        with converted_weights(path) as plain:
+            state = _plain(plain, path)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
     expected = model.state_dict()
     problems = [f"'{n}' is missing" for n in expected if n not in state and not n.endswith("num_batches_tracked")]
     problems += [f"'{n}' is unknown" for n in state if n not in expected and not n.startswith(("aux", "AuxLogits"))]
@@ -151,6 +141,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UsageError(f"weights '{path}' do not fit the model: {problems[0]}{more}")
     model.load_state_dict({n: v.to(expected[n].dtype) for n, v in state.items() if n in expected}, strict=False)
+
+
+def _plain(file: Path, asked: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors and torch fail in their own ways, and all mean the same to the user
+        raise unreadable(asked, error) from error
 
 
 def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:

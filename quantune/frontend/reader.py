@@ -1,7 +1,8 @@
-"""The child process that reads a model's file: ``python -m quantune.frontend.reader FILE OUTPUT``.
+"""The child process that reads a file of others: ``python -m quantune.frontend.reader FILE OUTPUT``.
 
 What torch and MLIR do to this process on a file made for that, the process that asked lives on (quantune.files). OUTPUT
-becomes the imported module as bytecode; standard output gets one JSON object, {} or the error.
+becomes the imported module as bytecode, or the weights where it ends in .safetensors; standard output gets one JSON
+object, {} or the error.
 """
 
 from __future__ import annotations
@@ -23,19 +24,29 @@ def main(arguments: list[str]) -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)  # what a library prints belongs to the log
     answer: dict[str, str] = {}
+    what = "weights" if output.suffix == ".safetensors" else "model"
     try:
-        output.write_bytes(_read(path))
+        output.write_bytes(_weights(path) if what == "weights" else _model(path))
     except QuantuneError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        answer = {"error": UsageError.__name__, "message": f"model '{path}': takes too much memory to read"}
+        answer = {"error": UsageError.__name__, "message": f"{what} '{path}': takes too much memory to read"}
     except RecursionError:
-        answer = {"error": UsageError.__name__, "message": f"model '{path}': is nested too deeply"}
+        answer = {"error": UsageError.__name__, "message": f"{what} '{path}': is nested too deeply"}
     print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
-def _read(path: Path) -> bytes:
+def _weights(path: Path) -> bytes:
+    from safetensors.torch import save
+
+    from quantune.frontend.checkpoints import tensors
+
+    with bounded(path.stat().st_size):
+        return save(tensors(path))
+
+
+def _model(path: Path) -> bytes:
     if path.suffix == ".pt2":
         from quantune.frontend.importer import import_program
         from quantune.frontend.pt2 import read_program

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +91,7 @@ class Worker:
     ) -> Evaluation:
         """Run the program on the images [first, first + count) of an .npy file f32[n,c,h,w].
 
-        parameters: named arrays, an .npz or an .irpa file. effort: measure the latency too. Raises RunFailed when the
+        parameters: named arrays, or an .npz file of them. effort: measure the latency too. Raises RunFailed when the
         program cannot be loaded, crashes, hangs or needs too much memory, UsageError when the images do not fit it.
         """
         with scratch.folder("run") as folder:
@@ -110,11 +112,12 @@ class Worker:
             }
             result = self.request(job, timeout_s=timeout_s)
             try:
-                logits = np.load(output, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise RunFailed(f"{program}: the run wrote no results: {error}") from error
-        timing = result.get("timing")
-        return Evaluation(logits, float(result.get("seconds", 0.0)), read_samples(timing) if timing else None)
+                logits = _read_results(output)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise RunFailed(f"{program}: the run wrote no results: {error}", transient=True) from error
+        with _of_form(program):
+            timing = result.get("timing")
+            return Evaluation(logits, float(result.get("seconds", 0.0)), read_samples(timing) if timing else None)
 
     def compare(
         self, programs: Sequence[tuple[Path | str, Path | str | None]], images: Path | str | None, effort: Effort
@@ -131,7 +134,11 @@ class Worker:
             "effort": asdict(effort),
         }
         answer = self.request(job)
-        return [read_samples(sample) for sample in answer["samples"]], answer["processor"]
+        with _of_form("program"):
+            samples = [read_samples(sample) for sample in answer["samples"]]
+            if len(samples) != len(programs):
+                raise ValueError(f"{len(samples)} samples of {len(programs)} programs")
+            return samples, answer["processor"]
 
     def request(self, job: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send one job and return its result; the error the child answered is raised here."""
@@ -143,7 +150,8 @@ class Worker:
             raise RunFailed(message, transient=True) from error
         if "error" in answer:
             raise _error({**answer, "message": f"{answer['message']}{self._limit_told(str(answer['message']))}"})
-        self.peak_bytes = max(self.peak_bytes, int(answer.get("peak", 0)))
+        with _of_form(job.get("program", "program")):
+            self.peak_bytes = max(self.peak_bytes, int(answer.get("peak", 0)))
         return answer["result"]
 
     def _limit_told(self, words: str) -> str:
@@ -167,6 +175,25 @@ def evaluate(
         return worker.evaluate(program, images, **options)
 
 
+@contextlib.contextmanager
+def _of_form(program: object) -> Iterator[None]:
+    """Turn what an answer that is not what was agreed upon raises when it is read into a RunFailed."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise RunFailed(
+            f"{program}: the run answered something of another form ({text:.100})", transient=True
+        ) from error
+
+
+def _read_results(path: Path) -> np.ndarray:
+    results = np.load(path, allow_pickle=False)
+    if not isinstance(results, np.ndarray) or results.ndim < 1 or results.dtype.kind not in "fiub":
+        raise ValueError("no array of numbers")
+    return results
+
+
 def _error(answer: Mapping[str, Any]) -> QuantuneError:
     named = getattr(errors, str(answer["error"]), None)
     kind = named if isinstance(named, type) and issubclass(named, QuantuneError) else RunFailed
@@ -175,5 +202,6 @@ def _error(answer: Mapping[str, Any]) -> QuantuneError:
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:
     """Return the samples a worker sent."""
-    low, middle, high = answer["quartiles"]
-    return Samples(tuple(answer["medians"]), answer["minimum"], (low, middle, high), answer["calls"])
+    low, middle, high = map(float, answer["quartiles"])
+    medians = tuple(map(float, answer["medians"]))
+    return Samples(medians, float(answer["minimum"]), (low, middle, high), int(answer["calls"]))

@@ -36,7 +36,7 @@ class Program:
     """A .vmfb on a device, callable on numpy arrays.
 
     vmfb: a file (mapped, not read) or its bytes. device: driver or URI. threads: for local-task. parameters: the named
-    numbers of a program whose constants are outside, as ``quantune-outline-parameters`` leaves it, or an .irpa file.
+    numbers of a program whose constants are outside, as ``quantune-outline-parameters`` leaves it, or an .npz of them.
     Raises RunFailed for a program IREE refuses, EnvironmentFailure without the device, UsageError for a missing file.
     """
 
@@ -165,9 +165,6 @@ def _index(parameters: Mapping[str, np.ndarray] | Path | str) -> Any:
     import iree.runtime as rt
 
     index = rt.ParameterIndex()
-    if isinstance(parameters, (Path, str)) and str(parameters).endswith(".irpa"):
-        index.load(str(parameters))
-        return index
     named = read_parameters(parameters) if isinstance(parameters, (Path, str)) else parameters
     for name, array in named.items():
         index.add_buffer(name, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -58,6 +58,7 @@ def test_a_network_that_can_be_searched() -> None:
         ),
         (net(results="tensor<1x2x1x1xf32>", end="return %0 : tensor<1x2x1x1xf32>"), "gives (1, 2, 1, 1); expected one"),
         (net(weight="0x7FC00000"), "96 of 96 numbers of its weight are NaN or infinite"),
+        (net(weight="7.1e+36"), "layer 'conv': the weights of a channel add up to 3.4e+38, beyond float32"),
         ("", "expected one func.func with a body, found 0"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from torch import nn
 
 from quantune.errors import ImportFailed, QuantuneError, UsageError
 from quantune.frontend import models
+from quantune.frontend.checkpoints import tensors
 from quantune.frontend.importer import import_module
 from quantune.frontend.models import ModelRequest, load_model, load_weights, request_key
 from quantune.frontend.torchvision_compat import torchvision
+from quantune.process import children
 
 SQUEEZENET = ModelRequest("torchvision:squeezenet1_1", shape=(3, 32, 32), classes=4)
 
@@ -250,7 +254,6 @@ def _state(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if value is not None}
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("state", "problem"),
     [
@@ -261,12 +264,9 @@ def _state(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
         ({"something": torch.zeros(1)}, "and 6 more"),
     ],
 )
-def test_states_that_do_not_fit(tmp_path: Path, state: dict[str, torch.Tensor], problem: str, suffix: str) -> None:
-    path = tmp_path / f"w{suffix}"
-    if suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+def test_states_that_do_not_fit(tmp_path: Path, state: dict[str, torch.Tensor], problem: str) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(state, path)
     with pytest.raises(UsageError) as caught:
         load_weights(_model(), path)
     assert problem in str(caught.value)
@@ -288,11 +288,11 @@ def test_pickles_that_would_run_code_are_refused(tmp_path: Path) -> None:
     victim, path = tmp_path / "touched", tmp_path / "w.pth"
     torch.save({"0.weight": Exploit(victim)}, path)
     with pytest.raises(UsageError, match=r"not a readable \.pth file of tensors") as caught:
-        load_weights(_model(), path)
+        tensors(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(Exploit(victim)))
     with pytest.raises(UsageError, match=r"not a readable \.pth file of tensors"):
-        load_weights(_model(), path)
+        tensors(path)
     assert not victim.exists()
 
 
@@ -302,7 +302,7 @@ def test_garbled_files(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UsageError, match="not a readable") as caught:
-        load_weights(_model(), path)
+        load_weights(_model(), path) if name == "w.safetensors" else tensors(path)
     assert "\n" not in str(caught.value)
 
 
@@ -310,4 +310,28 @@ def test_garbled_files(tmp_path: Path, name: str, content: bytes) -> None:
 def test_files_of_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UsageError, match="expected a mapping from names to tensors"):
+        tensors(tmp_path / "w.pth")
+
+
+def test_a_file_of_weights_that_grows_is_refused(tmp_path: Path) -> None:
+    """One number stands for a terabyte: its reader has a bound, and this process never sees it."""
+    torch.save({"0.weight": torch.zeros(1).expand(1 << 38), "0.bias": torch.zeros(4)}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"weights '.*w\.pth': (not a readable|takes too much memory)") as caught:
         load_weights(_model(), tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("does", ["os._exit(3)", "os.kill(os.getpid(), 9)", "print('noise')", "print('{}')"])
+def test_whatever_a_reader_of_weights_does_is_one_line(
+    does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(_model().state_dict(), tmp_path / "w.pth")
+    start = children.start
+
+    def instead(command: Sequence[str | Path], **options: Any) -> Any:
+        return start([command[0], "-c", f"import os; {does}"], **options)
+
+    monkeypatch.setattr(children, "start", instead)
+    with pytest.raises(UsageError, match="reader") as caught:
+        load_weights(_model(), tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 
 from quantune import outcome
 from quantune.config import QuantConfig
-from quantune.errors import RunFailed
+from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed
 from quantune.notices import Notices
 from quantune.outcome import finish
 from quantune.report.report import build_report, verdict
@@ -126,6 +126,18 @@ def test_a_file_slower_than_its_trial_is_told(tmp_path: Path, reports: list[dict
     told = "the artifact takes 3 ms, the program that its trial measured 2 ms, timed side by side"
     assert result.warnings == (told,)
     assert reports[0]["warnings"] == (told,)
+
+
+@pytest.mark.parametrize("error", [RunFailed("killed"), EnvironmentFailure("no memory")])
+def test_a_file_that_cannot_be_timed_stands(
+    error: QuantuneError, tmp_path: Path, reports: list[dict[str, Any]]
+) -> None:
+    measures = Measures(1.0)
+    measures.time_beside = lambda config, path: (_ for _ in ()).throw(error)  # type: ignore[method-assign]
+    result = end(tmp_path, measures)
+    assert result.path == tmp_path / "best.vmfb"
+    assert json.loads((tmp_path / "best.json").read_text()) == {"file": [1.0, None]}
+    assert result.warnings == (f"the artifact could not be timed, the latency is that of its trial: {error}",)
 
 
 def test_a_rejected_file_is_the_verdict() -> None:

@@ -425,3 +425,24 @@ def test_import_leaves_the_search_path_alone(module: str) -> None:
     assert sys.path == before
     with pytest.raises(UsageError, match="cannot import no_such_module"):
         open_source("no_such_module.at.all:make", "evaluation")
+
+
+class Exploit:
+    """Unpickling it creates a file."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.victim,)
+
+
+def test_objects_in_an_archive_are_refused(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "x.npz"
+    objects = np.array([Exploit(victim)] * 2, dtype=object)
+    for arrays in ({"images": objects}, {"images": np.zeros((2, 1, 4, 4), np.float32), "labels": objects}):
+        np.savez(path, allow_pickle=True, **arrays)
+        assert refusal(lambda: open_source(f"npz:{path}", "evaluation")) is not None
+    assert not victim.exists()
+    np.load(path, allow_pickle=True)["labels"]  # it would have been
+    assert victim.exists()
