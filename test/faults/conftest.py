@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from obligations import Obligation, table
+
+if TYPE_CHECKING:
+    from searching import Uninterrupted
 
 OBLIGATIONS: dict[str, Obligation] = {}
 
@@ -27,6 +31,14 @@ def obligation() -> Iterator[Callable[[str], Obligation]]:
             pytest.fail(f"{name}: " + "; ".join(promise.broken[broken:]), pytrace=False)
         if promise.count == count:
             pytest.fail(f"{name}: nothing was tried", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """A search that nobody disturbed, for those that are disturbed to compare with."""
+    from searching import uninterrupted  # it imports all of quantune
+
+    return uninterrupted(tmp_path_factory.mktemp("whole"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
