@@ -182,7 +182,7 @@ def test_files_that_are_not_mlir(tmp_path: Path, content: bytes, line: str) -> N
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "model 'bad': expected one func.func with a body, found 0"),
+        (b"", "model 'bad': is no network: expected one func.func with a body, found 0"),
         (b"func.func @main(%x: tensor<?xf32>) { return }", "expected a tensor of static shape"),
     ],
 )
