@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 
 from quantune.bits import UNIFORM_8, BitWidths
 from quantune.errors import UsageError
+from quantune.numerics.clipping import CLIPS
+from quantune.numerics.schemes import SCHEMES
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "scheme": ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"),
-    "clip": ("max", "kl", "percentile", "mse", "aciq"),
+CHOICES: Mapping[str, Collection[str]] = {
+    "scheme": SCHEMES.keys(),
+    "clip": CLIPS.keys(),
     "granularity": ("tensor", "channel"),
     "precision": ("int8", "mixed", "f32", "f16"),
 }
@@ -21,7 +24,8 @@ class QuantConfig:
     """How a network is quantized.
 
     calib: number of calibration images asked for; fewer are used, and said so, when the set is smaller.
-    scheme: how a range becomes a scale and a zero point. clip: how an observed range is cut.
+    scheme: how a range becomes a scale and a zero point (numerics/schemes.py). clip: how an observed range is cut
+    (numerics/clipping.py).
     granularity: one weight scale per tensor or per output channel (activations stay per tensor).
     precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
     bits: how wide the integers of each layer are (see quantune.bits); a line without it means eight bits everywhere.
@@ -98,6 +102,6 @@ class QuantConfig:
         return values if self.bits == UNIFORM_8 else {**values, "bits": str(self.bits)}
 
 
-def _hint(value: str, allowed: tuple[str, ...]) -> str:
+def _hint(value: str, allowed: Collection[str]) -> str:
     close = difflib.get_close_matches(value, allowed, n=1)
     return f" (did you mean {close[0]}?)" if close else ""

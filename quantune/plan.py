@@ -20,9 +20,10 @@ from mlir_passes.network import FLOAT, Network, Node
 from quantune.bits import BitWidths
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.numerics.affine import QuantParams, choose_params, fit_to_bias, is_degenerate, weight_params
-from quantune.numerics.clipping import clip_range
+from quantune.numerics.affine import QuantParams
+from quantune.numerics.clipping import CLIPS, ClipRule
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import SCHEMES, Scheme, Weights, is_degenerate
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,13 @@ class QuantizationPlan:
 
     activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters,
     for integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
+    shifts: whether layers requantize by shifts: every scale is a power of two.
     """
 
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, QuantParams]
     notes: tuple[str, ...] = ()
+    shifts: bool = False
 
     @property
     def is_narrow(self) -> bool:
@@ -44,7 +47,7 @@ class QuantizationPlan:
 
     def digest(self) -> str:
         """A hash of all numbers: plans of one network with equal digests quantize alike."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"shifts;" if self.shifts else b"")
         for part in (self.activations, self.weights):
             for name, params in sorted(part.items()):
                 digest.update(f"{name} {params.qmin} {params.qmax} {params.axis} {params.scale.shape} ".encode())
@@ -55,7 +58,8 @@ class QuantizationPlan:
     def to_json(self) -> str:
         """The form that ``quantune-annotate`` reads."""
         both = {"activations": self.activations, "weights": self.weights}
-        return json.dumps({k: {n: _params_to_json(p) for n, p in v.items()} for k, v in both.items()}, indent=0)
+        form: dict[str, Any] = {k: {n: _params_to_json(p) for n, p in v.items()} for k, v in both.items()}
+        return json.dumps({**form, "requantize": "shift"} if self.shifts else form, indent=0)
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,8 @@ def observed(network: Network) -> tuple[str, ...]:
     return tuple(names)
 
 
-Ranges = MutableMapping[tuple[tuple[str, ...], str, str, int], tuple[float, float]]
-KnownWeights = MutableMapping[tuple[str, str, bool, int], QuantParams]
+Ranges = MutableMapping[tuple[tuple[str, ...], ClipRule, Scheme, int], tuple[float, float]]
+KnownWeights = MutableMapping[tuple[str, str, Weights, int], QuantParams]
 
 
 def bits_of(params: QuantParams) -> int:
@@ -161,6 +165,7 @@ def make_plan(
     """
     ranges = {} if ranges is None else ranges
     known_weights = {} if known_weights is None else known_weights
+    scheme, rule = SCHEMES[config.scheme], CLIPS[config.clip]
     layers = integer_layers(network, config.precision)
     layout = lay_out(network, layers)
     notes: list[str] = []
@@ -168,16 +173,14 @@ def make_plan(
     widths = activation_bits(network, layout, config.bits)
     for representative, names in layout.sources.items():
         bits = widths[representative]
-        scheme = config.scheme
-        if scheme == "symmetric_uint8":  # it is one of these two, and so is the range that suits it
-            scheme = "asymmetric" if all(statistics[name].minimum >= 0 for name in names) else "symmetric"
-        key = (names, config.clip, scheme, bits)
+        suited = scheme.suited(one_sided=all(statistics[name].minimum >= 0 for name in names))
+        key = (names, rule, suited, bits)
         if key not in ranges:
-            ranges[key] = clip_range(merged(statistics, names), config.clip, scheme, bits)
+            ranges[key] = rule.range(merged(statistics, names), suited, bits)
         lo, hi = ranges[key]
         if is_degenerate(lo, hi):
             notes.append(f"{names[0]}: was 0 on every calibration image; scale 1.0 is used")
-        chosen[representative] = choose_params(lo, hi, config.scheme, bits)
+        chosen[representative] = scheme.params(lo, hi, bits)
     activations = {name: chosen[representative] for name, representative in layout.groups.items()}
     weights: dict[str, QuantParams] = {}
     for node in network.layers:
@@ -186,12 +189,12 @@ def make_plan(
         assert node.weight is not None
         assert node.bias is not None
         width = config.bits.of(node.name).weights
-        key = (node.name, config.granularity, config.scheme == "symmetric_power2", width)
+        key = (node.name, config.granularity, scheme.weights, width)
         if key not in known_weights:
-            known_weights[key] = weight_params(node.weight, config.granularity, config.scheme, width)
+            known_weights[key] = scheme.weights.params(node.weight, config.granularity, width)
         scale = float(activations[node.inputs[0]].scale)
-        weights[node.name] = fit_to_bias(known_weights[key], node.bias, scale)
-    return QuantizationPlan(activations, weights, tuple(notes))
+        weights[node.name] = scheme.weights.fit_to_bias(known_weights[key], node.bias, scale)
+    return QuantizationPlan(activations, weights, tuple(notes), shifts=scheme.power2)
 
 
 def merged(statistics: Mapping[str, Histogram], names: Sequence[str]) -> Histogram:

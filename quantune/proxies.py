@@ -29,6 +29,7 @@ from quantune.config import QuantConfig
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import SCHEMES
 from quantune.plan import QuantizationPlan
 
 FEATURES = ("predicted_db", "rounding_db", "clipping_db", "weight_db", "worst_layer_db")
@@ -140,7 +141,7 @@ class Proxies:
 
 def _program(config: QuantConfig) -> tuple[bool, str]:
     """What configurations of one program share."""
-    return config.scheme == "symmetric_power2", config.precision
+    return SCHEMES[config.scheme].power2, config.precision
 
 
 def clipped_share(histogram: Histogram, params: QuantParams) -> float:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantune.bits import UNIFORM_8, BitWidths
 from quantune.config import QuantConfig
+from quantune.numerics.clipping import CLIPS
+from quantune.numerics.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution
 
 PARAMETERS: dict[str, tuple[Any, ...]] = {
     "calib": (1, 1000, 10000),
-    "scheme": ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"),
-    "clip": ("max", "kl"),
+    "scheme": tuple(scheme.name for scheme in SCHEMES.values() if scheme.searched),
+    "clip": tuple(rule.name for rule in CLIPS.values() if rule.searched),
     "granularity": ("tensor", "channel"),
     "precision": ("int8", "mixed"),
 }

@@ -25,6 +25,8 @@ PARAMETER = "quantune.parameter"
 LAYER = "quantune.layer"
 #: Annotations that ask for quantization; spent once the integer network stands, and full of numbers.
 ANNOTATIONS = ("quantune.output", "quantune.weight")
+#: On a layer: "shift" where it is to requantize by shifts; spent by the lowering to integers.
+REQUANTIZE = "quantune.requantize"
 
 _RESHAPES = frozenset({"tensor.collapse_shape", "tensor.expand_shape"})
 _DATA_MOVEMENT = _RESHAPES | {"arith.constant", "linalg.transpose", "tensor.empty", "tensor.pad"}

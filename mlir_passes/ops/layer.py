@@ -18,7 +18,7 @@ from torch_mlir.dialects import linalg
 
 from mlir_passes.base import Missed, PassFailure
 from mlir_passes.ir import match
-from mlir_passes.ir.build import defining_op, parameter
+from mlir_passes.ir.build import REQUANTIZE, defining_op, parameter
 from mlir_passes.ir.moves import join_groups, split_groups
 from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.ir.same_body import is_plain
@@ -104,7 +104,10 @@ def integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tu
     (x,), w = inputs, _weight_spec(emit.site)
     total, bias = _accumulate(emit, x, w)
     ratio = _scales(emit, x, w) / float(y.scale_array)
-    return emit.requantize(total, bias, ratio, y, bounds, shift=power2(x, w, y))
+    shift = REQUANTIZE in emit.op.attributes
+    if shift and not power2(x, w, y):
+        raise PassFailure(emit.op, "is to requantize by shifts, but its scales are no powers of two")
+    return emit.requantize(total, bias, ratio, y, bounds, shift=shift)
 
 
 def real(emit: Emitter, inputs: Sequence[QuantSpec]) -> ir.Value:

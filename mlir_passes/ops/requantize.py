@@ -1,7 +1,7 @@
 """From i32 sums to what an operation hands on: the forms that layers and averages end in.
 
 multiplier   clamp(roundeven(f32(acc + B) · m) + z, lo, hi)
-shift        clamp(roundeven((acc + B) / 2^k) + z, lo, hi)      where every scale is a power of two
+shift        clamp(roundeven((acc + B) / 2^k) + z, lo, hi)      where the plan asks for shifts
 real         f32(acc + B) · m                                  a result that nobody quantizes
 """
 

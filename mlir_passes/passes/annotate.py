@@ -11,7 +11,10 @@ before -> after, for the plan ``{"activations": {"features.0": …}, "weights": 
                                      quantune.weight = !quant.uniform<i8<-127:127>:f32:0, {…}>}
 
 ``quantune.output`` stands on the operation that makes the tensor (the last of a fused group), or on the function's
-argument. Names are those of ``read_network``. Leaves alone: tensors the plan does not name. A name the network lacks is
+argument. With ``"requantize": "shift"`` in the plan, whose scales then are powers of two, its layers have the attribute
+``quantune.requantize = "shift"``.
+
+Names are those of ``read_network``. Leaves alone: tensors the plan does not name. A name the network lacks is
 an error.
 """
 
@@ -25,7 +28,7 @@ from typing import Any, ClassVar
 from torch_mlir import ir
 
 from mlir_passes.base import Pass, PassFailure
-from mlir_passes.ir.build import ANNOTATIONS, defining_op
+from mlir_passes.ir.build import ANNOTATIONS, REQUANTIZE, defining_op
 from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.ops.layer import output_axis
 from mlir_passes.ops.reader import Reading, Site, main_function, read_network
@@ -55,6 +58,7 @@ class Annotate(Pass):
             held = "" if self.plan else ir.StringAttr(module.attributes[PLAN]).value
             plan = json.loads(Path(self.plan).read_text(encoding="utf-8") if self.plan else held)
             activations, weights = dict(plan["activations"]), dict(plan["weights"])
+            shifts = {"shift": True, "multiplier": False}[plan.get("requantize", "multiplier")]
         except (OSError, ValueError, KeyError, TypeError) as error:
             where = f"plan '{self.plan}'" if self.plan else PLAN
             raise PassFailure(module, f"cannot be annotated: {where} is unreadable: {error}") from error
@@ -64,7 +68,10 @@ class Annotate(Pass):
         for name, entry in activations.items():
             _set_output(module, _site(module, reading, name), name, _spec(module, name, entry, axis=None))
         for name, entry in weights.items():
-            _set_weight(module, _site(module, reading, name), name, entry)
+            site = _site(module, reading, name)
+            _set_weight(module, site, name, entry)
+            if shifts and site.op is not None:
+                site.op.attributes[REQUANTIZE] = ir.StringAttr.get("shift", context=module.context)
 
 
 def _site(module: ir.Operation, reading: Reading, name: str) -> Site:

@@ -6,7 +6,7 @@ before -> after (x, y with scales s_x, s_y and zero points z_x, z_y; W with scal
     ->
     acc = conv(pad(x, z_x), W_i8) : i32                            exact;  B = roundeven(b / (s_x·s_w)) − z_x·ΣW
     y   = clamp(roundeven(f32(acc + B) · m) + z_y, lo, hi)         m = s_x·s_w/s_y
-    y   = clamp(roundeven((acc + B) / 2^k) + z_y, lo, hi)          when every scale is a power of two
+    y   = clamp(roundeven((acc + B) / 2^k) + z_y, lo, hi)          where `quantune.requantize` is "shift"
 
     conv(dq(x), dq(q(W))) + b   ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
     q_y(dq(a) + dq(b))          ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
@@ -26,7 +26,7 @@ from typing import ClassVar
 from torch_mlir import ir
 
 from mlir_passes.base import Missed, Pass, PassFailure
-from mlir_passes.ir.build import defining_op, erase_dead, note_missed
+from mlir_passes.ir.build import REQUANTIZE, defining_op, erase_dead, note_missed
 from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.network import INPUT, Node
 from mlir_passes.ops import room_of
@@ -45,7 +45,11 @@ class LowerQdqToInteger(Pass):
         lowering = _Lowering(read_network(module))
         lowering.run()
         note_missed(module, lowering.missed)
-        erase_dead(main_function(module))
+        function = main_function(module)
+        erase_dead(function)
+        for op in function.regions[0].blocks[0].operations:
+            if REQUANTIZE in op.operation.attributes:
+                del op.operation.attributes[REQUANTIZE]
 
 
 class _Lowering:

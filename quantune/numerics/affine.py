@@ -34,8 +34,6 @@ _ADD_MULTIPLIER_LIMIT = 1 << 21
 
 Integers = NDArray[np.int8 | np.uint8]
 
-_ZERO = np.array(0, np.int32)
-
 
 @dataclass(frozen=True, eq=False)
 class QuantParams:
@@ -97,89 +95,6 @@ class QuantParams:
 
     def __hash__(self) -> int:
         return hash(self._key())
-
-
-def is_degenerate(lo: float, hi: float) -> bool:
-    """Whether a range, widened to include 0, has zero width; ``choose_params`` then takes the scale 1.0."""
-    return min(lo, 0.0) == max(hi, 0.0)
-
-
-def choose_params(lo: float, hi: float, scheme: str, bits: int = 8) -> QuantParams:
-    """The parameters of an activation seen in [lo, hi], per tensor. 0.0 is always exact.
-
-    asymmetric: u, [lo, hi] widened to 0 in 2**bits - 1 steps. symmetric: s, zero point 0, max(|lo|, |hi|) on the
-    largest q. symmetric_uint8: u with zero point 0 when lo >= 0, else symmetric. symmetric_power2: symmetric, scale
-    rounded up to a power of two. Raises ValueError for a range that is not finite or not ordered.
-    """
-    scale, steps = choose_scale(lo, hi, scheme, bits), (1 << bits) - 1
-    if scheme == "asymmetric":
-        zero_point = min(max(round(-min(float(lo), 0.0) / float(scale)), 0), steps)
-        return QuantParams(scale, np.array(zero_point, np.int32), 0, steps)
-    if scheme == "symmetric_uint8" and lo >= 0:
-        return QuantParams(scale, _ZERO, 0, steps)
-    largest = (1 << (bits - 1)) - 1
-    return QuantParams(scale, _ZERO, -largest - 1, largest)
-
-
-def choose_scale(lo: float, hi: float, scheme: str, bits: int = 8) -> NDArray[np.float32]:
-    """The scale alone of ``choose_params``, with the same errors: clipping tries hundreds of ranges a tensor."""
-    if not (math.isfinite(lo) and math.isfinite(hi)):
-        raise ValueError(f"range [{lo}, {hi}]: expected finite numbers")
-    if lo > hi:
-        raise ValueError(f"range [{lo}, {hi}]: the lower end is above the upper end")
-    _check_bits(bits)
-    steps, largest = (1 << bits) - 1, (1 << (bits - 1)) - 1
-    lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
-    if scheme == "asymmetric":
-        return _scale((hi - lo) / steps)
-    if scheme == "symmetric_uint8" and lo >= 0:
-        return _scale(hi / steps)
-    if scheme not in ("symmetric", "symmetric_uint8", "symmetric_power2"):
-        raise ValueError(f"unknown scheme '{scheme}'")
-    return _scale(max(-lo, hi) / largest, power2=scheme == "symmetric_power2")
-
-
-def weight_params(w: NDArray[np.floating], granularity: str, scheme: str, bits: int = 8, axis: int = 0) -> QuantParams:
-    """The parameters of a weight: s, zero point 0, q in [-(2**(bits-1) - 1), 2**(bits-1) - 1].
-
-    scheme: only symmetric_power2 matters, it rounds scales up to powers of two. granularity: "tensor", or "channel" for
-    one scale per index of ``axis``. An all-zero tensor or channel gets the scale 1.0.
-    """
-    _check_bits(bits)
-    if granularity not in ("tensor", "channel"):
-        raise ValueError(f"unknown granularity '{granularity}'")
-    if w.size == 0:
-        raise ValueError(f"weight of shape {w.shape}: expected at least one element")
-    magnitude = np.abs(w.astype(np.float64))
-    if not np.isfinite(magnitude).all():
-        raise ValueError(
-            f"weight of shape {w.shape}: {np.count_nonzero(~np.isfinite(magnitude))} elements are not finite"
-        )
-    largest, power2 = (1 << (bits - 1)) - 1, scheme == "symmetric_power2"
-    if granularity == "tensor":
-        return QuantParams(_scale(float(magnitude.max()) / largest, power2=power2), _ZERO, -largest, largest)
-    channels = np.moveaxis(magnitude, axis, 0).reshape(w.shape[axis], -1).max(axis=1)
-    scale = np.array([_scale(float(top) / largest, power2=power2) for top in channels], np.float32)
-    return QuantParams(scale, np.zeros(len(scale), np.int32), -largest, largest, axis % w.ndim)
-
-
-def fit_to_bias(p: QuantParams, bias: NDArray[np.floating], s_x: float) -> QuantParams:
-    """Weight parameters whose scales are raised where |bias| / (s_x * s_w) would exceed ``BIAS_LIMIT``.
-
-    A channel of nearly vanishing weights (common after folding batch norm) has a scale so small that its bias does not
-    fit into i32; the coarser weights move a sum of K products by at most K * 2**-23 of the bias.
-    """
-    if p.axis is None:
-        needed = float(np.abs(bias).max(initial=0.0)) / (BIAS_LIMIT * float(np.float32(s_x)))
-    else:
-        needed = np.abs(bias.astype(np.float64)) / (BIAS_LIMIT * float(np.float32(s_x)))
-    if np.all(p.scale >= needed):
-        return p
-    mantissa, _ = np.frexp(p.scale)
-    raised = np.maximum(p.scale, np.nextafter(np.float32(needed), np.float32(np.inf)))
-    if np.all(mantissa == 0.5):  # power of two scales stay powers of two
-        raised = np.ldexp(np.float32(1), np.frexp(raised)[1] - (np.frexp(raised)[0] == 0.5))
-    return QuantParams(raised.astype(np.float32), p.zero_point, p.qmin, p.qmax, p.axis)
 
 
 def along(values: NDArray, ndim: int, axis: int | None) -> NDArray:
@@ -312,19 +227,3 @@ def average_multiplier(count: int, s_in: ArrayLike, s_out: ArrayLike) -> NDArray
 def _saturate(q: NDArray, qmin: int, qmax: int) -> Integers:
     # fmax and fmin drop NaN in favour of the bound, as arith.maxnumf does.
     return np.fmin(np.fmax(q, qmin), qmax).astype(np.int8 if qmin < 0 else np.uint8)
-
-
-def _scale(value: float, *, power2: bool = False) -> NDArray[np.float32]:
-    """A usable scale next to ``value``: f32, normal, 1.0 for an empty range, the power of two not below it if asked."""
-    if value == 0:
-        return np.array(1, np.float32)
-    if power2:
-        mantissa, exponent = math.frexp(value)
-        exponent = min(max(exponent - (mantissa == 0.5), -126), 119)
-        return np.array(math.ldexp(1.0, exponent), np.float32)
-    return np.array(min(max(value, SMALLEST_SCALE), LARGEST_SCALE), np.float32)
-
-
-def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits={bits}: expected 2 to 8")

@@ -2,7 +2,7 @@
 
 The rules kl and mse choose a threshold T among fractions of the largest magnitude and cut the range to
 [max(min, -T), min(max, T)], which fits symmetric, asymmetric and one-sided values alike; the steps are those that
-``affine.choose_params`` makes of that range. Every rule reads the histogram alone, is deterministic, and scales with
+the scheme makes of that range. Every rule reads the histogram alone, is deterministic, and scales with
 the values under powers of two. Exact zeros cost nothing under any range; only percentile and aciq count them.
 
 kl: entropy calibration. S. Migacz, "8-bit inference with TensorRT", GTC 2017; the variants in Apache MXNet, Glow and
@@ -11,17 +11,22 @@ mse: least expected square error: step**2 / 12 for each value inside, the distan
 percentile: the smallest range that holds 99.99 % of the values (two-sided ranges lose half of the rest on each side).
 aciq: R. Banner, Y. Nahshan, D. Soudry, "Post training 4-bit quantization of convolutional networks for
 rapid-deployment", NeurIPS 2019: the optimum in closed form for a Laplace or a normal distribution (the likelier).
+
+``CLIPS`` is the table that configurations, the search space, plans and the ranking of trials ask. A new rule is a call
+of ``register``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.numerics.affine import choose_scale
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import Scheme
 
 PERCENTILE = 99.99
 
@@ -33,33 +38,64 @@ _OCTAVES = 6
 _VALUES_PER_BIN = 4
 
 
-def clip_range(histogram: Histogram, clip: str, scheme: str, bits: int = 8) -> tuple[float, float]:
-    """The range to quantize, (lo, hi), inside [min, max] of the values widened to 0.
+@dataclass(frozen=True)
+class ClipRule:
+    """A way to cut a range.
 
-    clip: max | kl | percentile | mse | aciq. ``affine.choose_params`` with the same scheme makes a scale of the result.
-    Raises ValueError for an empty histogram or an unknown rule.
+    name: in configurations. about: what is kept, for documents. choose: (histogram, scheme, bits) -> (lo, hi), of a
+    histogram that holds more than zeros. simplicity: of two measurements that are equal the smaller wins. searched:
+    whether studies try it.
     """
-    rules = {"kl": _kl, "percentile": _percentile, "mse": _mse, "aciq": _aciq}
-    if clip != "max" and clip not in rules:
-        raise ValueError(f"unknown clipping '{clip}', expected max, {', '.join(rules)}")
-    if histogram.count == 0:
-        raise ValueError("an empty histogram has no range")
-    whole = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    if clip == "max" or whole == (0.0, 0.0):
-        return whole
-    lo, hi = rules[clip](histogram, scheme, bits)
-    return min(max(lo, whole[0]), 0.0), max(min(hi, whole[1]), 0.0)
+
+    name: str
+    about: str
+    choose: Callable[[Histogram, Scheme, int], tuple[float, float]]
+    simplicity: int = 100
+    searched: bool = False
+
+    def range(self, histogram: Histogram, scheme: Scheme, bits: int = 8) -> tuple[float, float]:
+        """The range to quantize, (lo, hi), inside [min, max] of the values widened to 0; ``scheme`` makes its scale.
+
+        Raises ValueError for an empty histogram.
+        """
+        if histogram.count == 0:
+            raise ValueError("an empty histogram has no range")
+        whole = _whole(histogram)
+        if whole == (0.0, 0.0):
+            return whole
+        lo, hi = self.choose(histogram, scheme, bits)
+        return min(max(lo, whole[0]), 0.0), max(min(hi, whole[1]), 0.0)
 
 
-def _kl(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
-    whole = min(h.minimum, 0.0), max(h.maximum, 0.0)
+CLIPS: dict[str, ClipRule] = {}
+"""By the name in configurations."""
+
+
+def register(rule: ClipRule) -> ClipRule:
+    """Enter a rule; raises ValueError for a name that is taken."""
+    if rule.name in CLIPS:
+        raise ValueError(f"clip rule '{rule.name}' is there already")
+    CLIPS[rule.name] = rule
+    return rule
+
+
+def _whole(h: Histogram) -> tuple[float, float]:
+    return min(h.minimum, 0.0), max(h.maximum, 0.0)
+
+
+def _max(h: Histogram, scheme: Scheme, bits: int) -> tuple[float, float]:
+    return _whole(h)
+
+
+def _kl(h: Histogram, scheme: Scheme, bits: int) -> tuple[float, float]:
+    whole = _whole(h)
     if h.count - h.zeros < FEWEST_VALUES:
         return whole
     counts, centers, width = _coarsen(h, 2 << bits)
     before = np.concatenate([[0.0], np.cumsum(counts)])  # whole numbers: exact in any order
     best, cost = whole, math.inf
     for lo, hi in _windows(h, scheme, bits):
-        scale = float(choose_scale(lo, hi, scheme, bits))
+        scale = float(scheme.scale(lo, hi, bits))
         # Less than a bin to a level: the histogram cannot see the steps, nor those of narrower ranges.
         if scale < width:
             break
@@ -90,11 +126,11 @@ def _divergence(kept: NDArray[np.float64], below: float, above: float, level: ND
     return float((reference * np.log(reference / candidate)).sum() / total - math.log(total / candidate.sum()))
 
 
-def _mse(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
+def _mse(h: Histogram, scheme: Scheme, bits: int) -> tuple[float, float]:
     counts, centers = h.counts.astype(np.float64), h.centers
     best, cost = (h.minimum, h.maximum), math.inf
     for lo, hi in _windows(h, scheme, bits):
-        step = float(choose_scale(lo, hi, scheme, bits))
+        step = float(scheme.scale(lo, hi, bits))
         beyond = np.maximum(lo - centers, centers - hi)
         outside = beyond > 0
         rounding = step * step / 12 * (counts.sum() - counts[outside].sum())
@@ -104,13 +140,13 @@ def _mse(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     return best
 
 
-def _percentile(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
+def _percentile(h: Histogram, scheme: Scheme, bits: int) -> tuple[float, float]:
     counts = h.counts.copy()
     counts[np.searchsorted(h.edges, 0.0)] += h.zeros
     drop = h.count * (100 - PERCENTILE) / 100
     if h.minimum >= 0 or h.maximum <= 0:
         sides = (drop, drop)
-    elif scheme == "asymmetric":
+    elif scheme.both_ends:
         sides = (drop / 2, drop / 2)
     else:
         magnitude = np.maximum(np.abs(h.edges[:-1]), np.abs(h.edges[1:]))
@@ -123,13 +159,13 @@ def _percentile(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     return float(h.edges[below]), float(h.edges[above])
 
 
-def _aciq(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
+def _aciq(h: Histogram, scheme: Scheme, bits: int) -> tuple[float, float]:
     counts, centers = h.counts.astype(np.float64), h.centers
     one_sided = h.minimum >= 0 or h.maximum <= 0
     # Behind a ReLU the values are half of a distribution around 0; an unsigned type then has one bit to spare.
     total = counts.sum() if one_sided else counts.sum() + h.zeros
     mean = 0.0 if one_sided else float((counts * centers).sum() / total)
-    unsigned = scheme == "asymmetric" or (scheme == "symmetric_uint8" and h.minimum >= 0)
+    unsigned = scheme.storage(min(h.minimum, 0.0), bits)[0] == 0
     effective = bits + 1 if one_sided and unsigned else bits
     distance = np.abs(centers - mean)
     zeros = 0 if one_sided else h.zeros
@@ -140,7 +176,7 @@ def _aciq(h: Histogram, scheme: str, bits: int) -> tuple[float, float]:
     laplace = -math.log(2 * spread) - 1
     normal = -math.log(deviation * math.sqrt(2 * math.pi)) - 0.5
     alpha = spread * _laplace_factor(effective) if laplace > normal else deviation * _normal_factor(effective)
-    if scheme == "asymmetric":
+    if scheme.both_ends:
         return mean - alpha, mean + alpha
     return -abs(mean) - alpha, abs(mean) + alpha
 
@@ -163,13 +199,13 @@ def _normal_factor(bits: int) -> float:
     return low
 
 
-def _windows(h: Histogram, scheme: str, bits: int) -> list[tuple[float, float]]:
+def _windows(h: Histogram, scheme: Scheme, bits: int) -> list[tuple[float, float]]:
     """Candidate ranges, widest first. Power of two scales have one candidate an octave: the largest range of each."""
-    lo, hi = min(h.minimum, 0.0), max(h.maximum, 0.0)
+    lo, hi = _whole(h)
     top = max(-lo, hi)
-    if scheme == "symmetric_power2":
-        largest = (1 << (bits - 1)) - 1
-        scale = float(choose_scale(lo, hi, scheme, bits))
+    if scheme.power2:
+        largest = scheme.storage(lo, bits)[1]
+        scale = float(scheme.scale(lo, hi, bits))
         tops = [top, *(math.ldexp(scale * largest, -k) for k in range(1, _OCTAVES + 1))]
     else:
         tops = [top * 2 ** (-k / _STEPS_PER_OCTAVE) for k in range(_OCTAVES * _STEPS_PER_OCTAVE + 1)]
@@ -183,3 +219,10 @@ def _coarsen(h: Histogram, fewest_bins: int) -> tuple[NDArray[np.float64], NDArr
         counts = np.pad(counts, (first % 2, (first + len(counts)) % 2)).reshape(-1, 2).sum(axis=1)
         first, width = first // 2, width * 2
     return counts.astype(np.float64), (first + np.arange(len(counts)) + 0.5) * width, width
+
+
+register(ClipRule("max", "all of it", _max, simplicity=0, searched=True))
+register(ClipRule("kl", "up to where the cut distribution loses least information", _kl, simplicity=4, searched=True))
+register(ClipRule("percentile", "all but 0.01 % of the values", _percentile, simplicity=1))
+register(ClipRule("mse", "up to where the expected square error is least", _mse, simplicity=2))
+register(ClipRule("aciq", "up to where it would be least for a Laplace or a normal distribution", _aciq, simplicity=3))

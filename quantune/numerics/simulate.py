@@ -25,17 +25,28 @@ class SimulationError(ValueError):
 
 
 def simulate(
-    network: Network, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams], x: NDArray[np.float32]
+    network: Network,
+    activations: Mapping[str, QuantParams],
+    weights: Mapping[str, QuantParams],
+    x: NDArray[np.float32],
+    *,
+    shifts: bool = False,
 ) -> dict[str, Tensor]:
     """Run ``x`` f32[n, c, h, w] through the network; returns every tensor by name, quantized ones as integers.
 
-    A layer named in ``weights`` computes in integers. Raises SimulationError at a float operation.
+    A layer named in ``weights`` computes in integers. shifts: whether layers requantize by shifts. Raises
+    SimulationError at a float operation.
     """
-    return dict(steps(network, activations, weights, x))
+    return dict(steps(network, activations, weights, x, shifts=shifts))
 
 
 def steps(
-    network: Network, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams], x: NDArray[np.float32]
+    network: Network,
+    activations: Mapping[str, QuantParams],
+    weights: Mapping[str, QuantParams],
+    x: NDArray[np.float32],
+    *,
+    shifts: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """As ``simulate``, one tensor at a time in execution order; tensors are dropped after their last reader."""
     waiting = {
@@ -53,7 +64,7 @@ def steps(
         if node.kind == INPUT:
             value: Tensor = np.asarray(x, np.float32)
         else:
-            value = _compute(node, result, activations, weights, [alive[name] for name in node.inputs])
+            value = _compute(node, result, activations, weights, [alive[name] for name in node.inputs], shifts=shifts)
         params = activations.get(result.name)
         if params is not None and value.dtype == np.float32:
             value = affine.quantize(np.asarray(value, np.float32), params)
@@ -70,6 +81,8 @@ def _compute(
     activations: Mapping[str, QuantParams],
     weights: Mapping[str, QuantParams],
     inputs: list[Tensor],
+    *,
+    shifts: bool,
 ) -> Tensor:
     """The tensor ``result``: that of ``node``, or of the clamp behind it."""
     room, target = room_of(node.kind), activations.get(result.name)
@@ -81,7 +94,7 @@ def _compute(
         specs = [activations[name] for name in node.inputs]
         if not node.traits.hands_on or all(spec == target for spec in specs):
             limits = (0, 0) if target is None else bounds(result, target)
-            found = room.integer(node, Operands(inputs, specs, target, *limits, weights.get(node.name)))
+            found = room.integer(node, Operands(inputs, specs, target, *limits, weights.get(node.name), shifts))
             if found is not None:
                 return found
     return room.real(node, [_as_real(v, activations.get(n)) for v, n in zip(inputs, node.inputs, strict=True)])

@@ -13,6 +13,8 @@ import numpy as np
 
 from quantune.config import QuantConfig
 from quantune.errors import QuantuneError, UsageError
+from quantune.numerics.clipping import CLIPS
+from quantune.numerics.schemes import SCHEMES
 
 METRICS = ("accuracy", "latency", "size")
 
@@ -144,13 +146,13 @@ class Objective:
 
 def complexity(config: QuantConfig) -> tuple[int, ...]:
     """Orders configurations from simple to involved; decides between equal measurements."""
-    simple_first: tuple[tuple[str, tuple[str, ...]], ...] = (
-        ("precision", ("f32", "f16", "int8", "mixed")),
-        ("granularity", ("tensor", "channel")),
-        ("clip", ("max", "percentile", "mse", "aciq", "kl")),
-        ("scheme", ("symmetric_power2", "symmetric", "symmetric_uint8", "asymmetric")),
+    return (
+        ("f32", "f16", "int8", "mixed").index(config.precision),
+        ("tensor", "channel").index(config.granularity),
+        CLIPS[config.clip].simplicity,
+        SCHEMES[config.scheme].simplicity,
+        config.calib,
     )
-    return (*(order.index(getattr(config, name)) for name, order in simple_first), config.calib)
 
 
 def pack_correct(correct: Sequence[bool] | np.ndarray) -> str:

@@ -52,7 +52,7 @@ def plan_from_images(model: ImportedModel, images: NDArray[np.float32], config: 
 
 def reference(model: ImportedModel, plan: QuantizationPlan, images: NDArray[np.float32]) -> list[NDArray]:
     """What numpy says the quantized program returns: f32, also where a result is quantized for its other readers."""
-    tensors = simulate(model.network, plan.activations, plan.weights, images)
+    tensors = simulate(model.network, plan.activations, plan.weights, images, shifts=plan.shifts)
     params = plan.activations
     return [dequantize(tensors[n], params[n]) if n in params else tensors[n] for n in model.network.outputs]
 

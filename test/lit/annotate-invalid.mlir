@@ -1,3 +1,6 @@
+// RUN: echo '{"activations": {}, "weights": {}, "requantize": "table"}' > %t.way && not quantune-opt %s --pass-pipeline='quantune-annotate{plan=%t.way}' 2>&1 | FileCheck %s --check-prefix=WAY
+// WAY: error: 'builtin.module' op cannot be annotated: plan '{{.*}}way' is unreadable: 'table'
+
 // RUN: not quantune-opt %s --pass-pipeline='quantune-annotate{plan=%t.none}' 2>&1 | FileCheck %s --check-prefix=MISSING
 // MISSING: error: 'builtin.module' op cannot be annotated: plan '{{.*}}none' is unreadable: [Errno 2] No such file or directory
 

@@ -57,3 +57,21 @@ func.func @rows(%x: tensor<1x2xf32>) -> tensor<1x3xf32> {
   %4 = linalg.matmul ins(%1, %3 : tensor<1x2xf32>, tensor<2x3xf32>) outs(%start : tensor<1x3xf32>) -> tensor<1x3xf32>
   return %4 : tensor<1x3xf32>
 }
+
+// -----
+!x = !quant.uniform<i8:f32, 0.5>
+!w = !quant.uniform<i8<-127:127>:f32, 0.3>
+// CHECK: lower-qdq-to-integer-invalid.mlir:72:8: error: 'linalg.matmul' op is to requantize by shifts, but its scales are no powers of two
+func.func @shifts(%x: tensor<1x2xf32>) -> tensor<1x3xf32> {
+  %0 = quant.qcast %x : tensor<1x2xf32> to tensor<1x2x!x>
+  %1 = quant.dcast %0 : tensor<1x2x!x> to tensor<1x2xf32>
+  %w = arith.constant dense<1.0> : tensor<2x3xf32>
+  %2 = quant.qcast %w : tensor<2x3xf32> to tensor<2x3x!w>
+  %3 = quant.dcast %2 : tensor<2x3x!w> to tensor<2x3xf32>
+  %start = arith.constant dense<1.0> : tensor<1x3xf32>
+  %4 = linalg.matmul {quantune.requantize = "shift"} ins(%1, %3 : tensor<1x2xf32>, tensor<2x3xf32>)
+    outs(%start : tensor<1x3xf32>) -> tensor<1x3xf32>
+  %5 = quant.qcast %4 : tensor<1x3xf32> to tensor<1x3x!x>
+  %6 = quant.dcast %5 : tensor<1x3x!x> to tensor<1x3xf32>
+  return %6 : tensor<1x3xf32>
+}

@@ -66,7 +66,7 @@ func.func @conv(%x: tensor<1x1x2x2xf32>) -> tensor<1x2x3x5xf32> {
 }
 
 // -----
-// Scales that are powers of two: a shift by 1 - log2(0.5 * 0.5 / 2) = 3, and integers only. One scale for the weight.
+// Asked for shifts, with scales that are powers of two: by 1 - log2(0.5 * 0.5 / 2) = 3, and integers only. One scale for the weight.
 !x = !quant.uniform<i8:f32, 0.5>
 !w = !quant.uniform<i8<-127:127>:f32, 0.5>
 !y = !quant.uniform<i8:f32, 2.0>
@@ -83,6 +83,29 @@ func.func @conv(%x: tensor<1x1x2x2xf32>) -> tensor<1x2x3x5xf32> {
 //       CHECK: arith.trunci
 //  CHECK-NEXT: linalg.yield
 func.func @shift(%x: tensor<1x2xf32>) -> tensor<1x3xf32> {
+  %0 = quant.qcast %x : tensor<1x2xf32> to tensor<1x2x!x>
+  %1 = quant.dcast %0 : tensor<1x2x!x> to tensor<1x2xf32>
+  %w = arith.constant dense<1.0> : tensor<2x3xf32>
+  %2 = quant.qcast %w : tensor<2x3xf32> to tensor<2x3x!w>
+  %3 = quant.dcast %2 : tensor<2x3x!w> to tensor<2x3xf32>
+  %start = arith.constant dense<1.0> : tensor<1x3xf32>
+  %4 = linalg.matmul {quantune.layer = "fc", quantune.requantize = "shift"}
+    ins(%1, %3 : tensor<1x2xf32>, tensor<2x3xf32>) outs(%start : tensor<1x3xf32>) -> tensor<1x3xf32>
+  %5 = quant.qcast %4 : tensor<1x3xf32> to tensor<1x3x!y>
+  %6 = quant.dcast %5 : tensor<1x3x!y> to tensor<1x3xf32>
+  return %6 : tensor<1x3xf32>
+}
+
+// -----
+// The same numbers, and nobody asked for shifts.
+!x = !quant.uniform<i8:f32, 0.5>
+!w = !quant.uniform<i8<-127:127>:f32, 0.5>
+!y = !quant.uniform<i8:f32, 2.0>
+// CHECK-LABEL: func.func @unasked
+//   CHECK-NOT: fc.shift
+//       CHECK: arith.constant {quantune.parameter = "fc.multiplier"} dense<1.250000e-01> : tensor<3xf32>
+//   CHECK-NOT: quantune.requantize
+func.func @unasked(%x: tensor<1x2xf32>) -> tensor<1x3xf32> {
   %0 = quant.qcast %x : tensor<1x2xf32> to tensor<1x2x!x>
   %1 = quant.dcast %0 : tensor<1x2x!x> to tensor<1x2xf32>
   %w = arith.constant dense<1.0> : tensor<2x3xf32>

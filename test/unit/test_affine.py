@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quantune.numerics import affine
+from quantune.numerics import affine, schemes
 from quantune.numerics.affine import QuantParams
+from quantune.numerics.schemes import SCHEMES, Weights
 
-SCHEMES = ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2")
 BIG = float(np.finfo(np.float32).max)
 TINY = float(np.finfo(np.float32).tiny)
 
-scheme = st.sampled_from(SCHEMES)
+scheme = st.sampled_from(sorted(SCHEMES))
 bits = st.integers(2, 8)
 number = st.floats(width=32, allow_nan=False, allow_infinity=False)
 sane = st.floats(2**-20, 2**20, width=32)
@@ -92,20 +92,20 @@ def test_params_are_values() -> None:
     ],
 )
 def test_known_params(scheme: str, lo: float, hi: float, scale: float, zero_point: int, qmin: int, qmax: int) -> None:
-    assert affine.choose_params(lo, hi, scheme) == params(scale, zero_point, qmin, qmax)
+    assert SCHEMES[scheme].params(lo, hi) == params(scale, zero_point, qmin, qmax)
 
 
 @given(scheme, bits, number, number)
 def test_every_finite_range_gives_usable_params(scheme: str, bits: int, a: float, b: float) -> None:
     lo, hi = min(a, b), max(a, b)
-    p = affine.choose_params(lo, hi, scheme, bits)
+    p = SCHEMES[scheme].params(lo, hi, bits)
     assert TINY <= p.scale <= affine.LARGEST_SCALE
     assert affine.dequantize(affine.quantize(np.zeros(1, np.float32), p), p)[0] == 0
     # The ends are represented to within a step (asymmetric: rounding the zero point moves both by up to half of one).
     for end in (lo, hi) if max(-lo, hi) < 2.0**118 else ():
         step, back = float(p.scale), float(affine.dequantize(affine.quantize(np.array([end]), p), p)[0])
         assert abs(back - end) <= step * 1.001 + abs(end) * 1e-6
-    assert affine.is_degenerate(lo, hi) == (lo == hi == 0)
+    assert schemes.is_degenerate(lo, hi) == (lo == hi == 0)
     if lo == hi == 0:
         assert p.scale == 1
     if scheme != "asymmetric":
@@ -116,43 +116,43 @@ def test_every_finite_range_gives_usable_params(scheme: str, bits: int, a: float
 
 @given(st.floats(2**-80, 2**80), bits)
 def test_power_of_two_scale_is_the_smallest_that_covers(top: float, bits: int) -> None:
-    scale = float(affine.choose_params(0, top, "symmetric_power2", bits).scale)
+    scale = float(SCHEMES["symmetric_power2"].params(0, top, bits).scale)
     largest = 2 ** (bits - 1) - 1
     assert scale / 2 * largest < top <= scale * largest
 
 
 def test_the_smallest_scales_are_normal_numbers() -> None:
     for scheme in ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"):
-        assert affine.choose_params(0, 1e-44, scheme).scale == TINY == 2.0**-126
-        assert affine.choose_params(0, 1e40, scheme).scale == affine.LARGEST_SCALE
-    assert affine.choose_scale(0, 255, "asymmetric") == 1
+        assert SCHEMES[scheme].params(0, 1e-44).scale == TINY == 2.0**-126
+        assert SCHEMES[scheme].params(0, 1e40).scale == affine.LARGEST_SCALE
+    assert SCHEMES["asymmetric"].scale(0, 255) == 1
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(np.nan, 1.0), (0.0, np.inf), (-np.inf, 0.0)])
 def test_non_finite_range_is_refused_with_its_value(lo: float, hi: float) -> None:
     with pytest.raises(ValueError, match=r"nan|inf"):
-        affine.choose_params(lo, hi, "asymmetric")
+        SCHEMES["asymmetric"].params(lo, hi)
 
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[2, 1\]"):
-        affine.choose_params(2, 1, "asymmetric")
-    with pytest.raises(ValueError, match="'asymetric'"):
-        affine.choose_params(0, 1, "asymetric")
+        SCHEMES["asymmetric"].params(2, 1)
+    with pytest.raises(ValueError, match="scheme 'symmetric' is there already"):
+        schemes.register(SCHEMES["symmetric"])
     for bits in (1, 9):
         with pytest.raises(ValueError, match=f"bits={bits}"):
-            affine.choose_params(0, 1, "asymmetric", bits)
+            SCHEMES["asymmetric"].params(0, 1, bits)
     with pytest.raises(ValueError, match="granularity 'row'"):
-        affine.weight_params(np.ones((2, 2)), "row", "symmetric")
+        Weights().params(np.ones((2, 2)), "row")
     with pytest.raises(ValueError, match=r"\(0, 2\)"):
-        affine.weight_params(np.ones((0, 2)), "tensor", "symmetric")
+        Weights().params(np.ones((0, 2)), "tensor")
     with pytest.raises(ValueError, match="1 elements are not finite"):
-        affine.weight_params(np.array([1, np.nan]), "tensor", "symmetric")
+        SCHEMES["symmetric"].weights.params(np.array([1, np.nan]), "tensor")
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e6, 1e6, width=32)), scheme, bits)
 def test_round_trip_error_inside_and_saturation_outside(x: np.ndarray, scheme: str, bits: int) -> None:
-    p = affine.choose_params(float(x.min()) / 2, float(x.max()) / 2, scheme, bits) if x.min() <= x.max() else None
+    p = SCHEMES[scheme].params(float(x.min()) / 2, float(x.max()) / 2, bits) if x.min() <= x.max() else None
     assert p is not None
     q = affine.quantize(x, p)
     assert q.dtype == p.dtype
@@ -177,12 +177,12 @@ def test_ties_go_to_even_and_specials_saturate() -> None:
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=4), elements=sane), bits, st.data())
 def test_per_channel_equals_stacked_per_tensor(w: np.ndarray, bits: int, data: st.DataObject) -> None:
     axis = data.draw(st.integers(-w.ndim, w.ndim - 1))
-    scheme = data.draw(st.sampled_from(SCHEMES))
-    p = affine.weight_params(w, "channel", scheme, bits, axis)
+    scheme = data.draw(st.sampled_from(sorted(SCHEMES)))
+    p = SCHEMES[scheme].weights.params(w, "channel", bits, axis)
     q = affine.quantize(w, p)
     assert p.axis == axis % w.ndim
     for i in range(w.shape[axis]):
-        single = affine.weight_params(w.take(i, axis), "tensor", scheme, bits)
+        single = SCHEMES[scheme].weights.params(w.take(i, axis), "tensor", bits)
         assert single.scale == p.scale[i]
         assert np.array_equal(affine.quantize(w.take(i, axis), single), q.take(i, axis))
     assert q.max() <= 2 ** (bits - 1) - 1
@@ -190,9 +190,9 @@ def test_per_channel_equals_stacked_per_tensor(w: np.ndarray, bits: int, data: s
 
 
 def test_zero_channel_has_scale_one() -> None:
-    p = affine.weight_params(np.array([[0.0, 0.0], [1.27, -0.5]]), "channel", "symmetric")
+    p = SCHEMES["symmetric"].weights.params(np.array([[0.0, 0.0], [1.27, -0.5]]), "channel")
     assert p.scale.tolist() == [1.0, np.float32(0.01)]
-    assert affine.weight_params(np.zeros(3), "tensor", "symmetric_power2").scale == 1
+    assert SCHEMES["symmetric_power2"].weights.params(np.zeros(3), "tensor").scale == 1
 
 
 @pytest.mark.parametrize("scheme", ["symmetric", "symmetric_power2"])
@@ -200,9 +200,9 @@ def test_zero_channel_has_scale_one() -> None:
 def test_bias_fits_after_raising_scales(scheme: str, granularity: str) -> None:
     w = np.array([[1e-12, -2e-12], [0.5, 0.25]]) if granularity == "channel" else np.array([[1e-12, -2e-12]])
     bias, s_x = np.array([0.5, -0.1])[: len(w)], float(np.float32(0.02))
-    p = affine.weight_params(w, granularity, scheme)
+    p = SCHEMES[scheme].weights.params(w, granularity)
     assert abs(affine.quantize_bias(bias, s_x, p.scale)).max() == 2**31 - 1  # lost without help
-    fitted = affine.fit_to_bias(p, bias, s_x)
+    fitted = SCHEMES[scheme].weights.fit_to_bias(p, bias, s_x)
     q = affine.quantize_bias(bias, s_x, fitted.scale)
     assert abs(q.astype(np.int64)).max() <= affine.BIAS_LIMIT
     np.testing.assert_allclose(q * (s_x * fitted.scale.astype(float)), bias, rtol=1e-7)
@@ -210,19 +210,22 @@ def test_bias_fits_after_raising_scales(scheme: str, granularity: str) -> None:
         assert fitted.scale[1] == p.scale[1]
     if scheme == "symmetric_power2":
         assert np.all(np.frexp(fitted.scale)[0] == 0.5)
-    assert affine.fit_to_bias(fitted, bias, s_x) is fitted
+    assert SCHEMES[scheme].weights.fit_to_bias(fitted, bias, s_x) is fitted
 
 
 def test_scales_are_raised_only_where_the_bias_asks_for_it() -> None:
     limit = affine.BIAS_LIMIT
     exact = QuantParams(np.float32(0.5), np.int32(0), -127, 127)
-    assert affine.fit_to_bias(exact, np.array([limit * 0.25, -1.0]), 0.5) is exact  # just fits
+    assert Weights().fit_to_bias(exact, np.array([limit * 0.25, -1.0]), 0.5) is exact  # just fits
     channels = QuantParams(np.array([0.5, 0.3, 0.25], np.float32), np.zeros(3, np.int32), -127, 127, 0)
-    raised = affine.fit_to_bias(channels, np.array([1.0, limit * 0.5, -2.0]), 1.0)
+    raised = Weights().fit_to_bias(channels, np.array([1.0, limit * 0.5, -2.0]), 1.0)
     assert raised.scale.tolist() == [0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.25]
-    # Powers of two, all of them, stay powers of two.
+    # Powers of two stay so where they have to be, and not because they happen to be.
     powers = QuantParams(np.array([0.5, 0.25], np.float32), np.zeros(2, np.int32), -127, 127, 0)
-    assert affine.fit_to_bias(powers, np.array([0.0, limit * 0.375]), 1.0).scale.tolist() == [0.5, 0.5]
+    bias = np.array([0.0, limit * 0.375])
+    assert Weights(power2=True).fit_to_bias(powers, bias, 1.0).scale.tolist() == [0.5, 0.5]
+    above = np.nextafter(np.float32(0.375), np.float32(1))
+    assert Weights().fit_to_bias(powers, bias, 1.0).scale.tolist() == [0.5, above]
 
 
 @given(st.floats(-1e9, 1e9), sane, sane)

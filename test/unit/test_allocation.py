@@ -21,7 +21,8 @@ from quantune.allocation.sqnr import Sqnr
 from quantune.bits import BitWidths, LayerBits
 from quantune.errors import UsageError
 from quantune.numerics import affine
-from quantune.numerics.affine import QuantParams, choose_params, weight_params
+from quantune.numerics.affine import QuantParams
+from quantune.numerics.schemes import SCHEMES, Weights
 from quantune.numerics.simulate import simulate
 
 W2, W4, W8 = LayerBits(2), LayerBits(4), LayerBits(8)
@@ -60,10 +61,10 @@ class Fake:
     )
 
     def weights(self, bits: int) -> Mapping[str, QuantParams]:
-        return {n.name: weight_params(n.weight, "channel", "", bits) for n in NETWORK.layers if n.weight is not None}
+        return {n.name: Weights().params(n.weight, "channel", bits) for n in NETWORK.layers if n.weight is not None}
 
     def activations(self, bits: int) -> Mapping[str, QuantParams]:
-        return {node.name: choose_params(-9.0, 9.0, "asymmetric", bits) for node in NETWORK.nodes}
+        return {node.name: SCHEMES["asymmetric"].params(-9.0, 9.0, bits) for node in NETWORK.nodes}
 
     def observe(self, tensors: Sequence[str], images: int) -> Iterator[dict[str, np.ndarray]]:
         for image in self.images[:images]:

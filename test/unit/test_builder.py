@@ -144,7 +144,7 @@ def test_program_artifact_and_simulation_agree(builder: Builder, tmp_path: Path)
     plan = builder.plan(SYMMETRIC)
     assert plan is not None
     network = builder.model.network
-    expected = simulate(network, plan.activations, plan.weights, images)[network.outputs[0]]
+    expected = simulate(network, plan.activations, plan.weights, images, shifts=plan.shifts)[network.outputs[0]]
     built, artifact = builder.build(SYMMETRIC), builder.artifact(SYMMETRIC)
     np.testing.assert_array_equal(Program(built.program.path, parameters=built.numbers)(images), expected)
     np.testing.assert_array_equal(artifact(images), expected)

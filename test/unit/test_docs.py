@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from quantune.cli import benchmark, compile, device, opt, verify
+from quantune.numerics.clipping import CLIPS
+from quantune.numerics.schemes import SCHEMES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "third_party" / "README.md"])
@@ -28,6 +30,14 @@ def test_passes_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert opt.main(["--list-passes", "--markdown"]) == 0
     current = (ROOT / "docs" / "passes.md").read_text(encoding="utf-8")
     assert current == capsys.readouterr().out, "run: make docs"
+
+
+def test_the_numerics_page_has_the_schemes_and_rules_of_the_tables() -> None:
+    page = (ROOT / "docs" / "numerics.md").read_text(encoding="utf-8")
+    table = page[page.index("| scheme |") :].partition("\n\n")[0].splitlines()[2:]
+    assert table == [f"| `{s.name}` | {s.on_activations} | {s.on_weights} |" for s in SCHEMES.values()]
+    table = page[page.index("| clip |") :].partition("\n\n")[0].splitlines()[2:]
+    assert table == [f"| `{r.name}` | {r.about} | {'yes' if r.searched else ''} |" for r in CLIPS.values()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -115,7 +115,8 @@ def test_answers_are_the_outputs_on_other_images(evaluator: Evaluator) -> None:
     plan, network = builder.plan(INT8), builder.model.network
     assert plan is not None
     given = images.source.images  # type: ignore[attr-defined]
-    expected = [simulate(network, plan.activations, plan.weights, x[None])[network.outputs[0]] for x in given]
+    activations, weights, output = plan.activations, plan.weights, network.outputs[0]
+    expected = [simulate(network, activations, weights, x[None], shifts=plan.shifts)[output] for x in given]
     np.testing.assert_array_equal(evaluator.answers(INT8, images), np.concatenate(expected))
     assert evaluator.answers(F32, images).shape == (7, 2)
 

@@ -30,9 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.places": names(".compiler"),
     "quantune.process": set(),
     "quantune.bits": set(),
-    "quantune.config": names(".bits"),
+    "quantune.config": names(".bits .numerics"),
     "quantune.versions": names("quantune"),
-    "quantune.space": names("optuna .bits .config"),
+    "quantune.space": names("optuna .bits .config .numerics"),
     "quantune.numerics": names("numpy scipy mlir_passes.network"),
     "quantune.factory": set(),
     "quantune.data": names("numpy PIL sklearn .factory .process"),
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.runtime": names("numpy iree .config .compiler .process"),
     "quantune.device": names("numpy quantune .compiler .process .runtime"),
     "quantune.search": names(
-        "numpy scipy optuna sqlalchemy grpc xgboost mlir_passes.network .config .interrupts .process .space"
+        "numpy scipy optuna sqlalchemy grpc xgboost mlir_passes.network .config .interrupts .numerics .process .space"
     ),
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.request": names(".config .data"),

@@ -19,8 +19,8 @@ from quantune.config import QuantConfig
 from quantune.errors import PassFailed
 from quantune.frontend.importer import import_module
 from quantune.model import ImportedModel
-from quantune.numerics.affine import choose_params
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import SCHEMES
 from quantune.plan import QuantizationPlan, make_plan, observed
 
 GENERIC = Target("cpu", cpu="generic")
@@ -150,7 +150,7 @@ def test_instrumented_modules_sample_the_tensors_where_strides_are_given(model: 
 
 
 def test_a_rejected_plan_names_the_pass_and_leaves_a_reproducer(model: ImportedModel, tmp_path: Path) -> None:
-    wrong = QuantizationPlan({"nobody": choose_params(-1, 1, "asymmetric")}, {})
+    wrong = QuantizationPlan({"nobody": SCHEMES["asymmetric"].params(-1, 1)}, {})
     with pytest.raises(PassFailed, match="has no tensor named 'nobody', which the plan quantizes") as caught:
         pipelines.lower(model.bytecode, wrong, GENERIC, "int8", debugging=Debugging(reproducer_dir=tmp_path / "new"))
     assert "pass quantune-annotate" in str(caught.value)
@@ -183,7 +183,7 @@ def test_without_a_folder_nothing_is_left(
     monkeypatch.setattr("tempfile.tempdir", None)
     with pytest.raises(PassFailed):
         pipelines.lower(
-            model.bytecode, QuantizationPlan({}, {"nobody": choose_params(-1, 1, "symmetric")}), GENERIC, "int8"
+            model.bytecode, QuantizationPlan({}, {"nobody": SCHEMES["symmetric"].params(-1, 1)}), GENERIC, "int8"
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -10,9 +10,10 @@ import pytest
 from mlir_passes.network import Network, Node
 from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.numerics.affine import BIAS_LIMIT, QuantParams, choose_params
-from quantune.numerics.clipping import clip_range
+from quantune.numerics.affine import BIAS_LIMIT, QuantParams
+from quantune.numerics.clipping import CLIPS
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import SCHEMES
 from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
 IMAGE = (1, 4, 4, 4)
@@ -197,12 +198,12 @@ def _statistics(network: Network, low: float = -1.0, high: float = 2.0) -> dict[
     return {name: _seen(low, high) for name in observed(network)}
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"])
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def test_scales_are_those_of_the_observed_range(scheme: str) -> None:
     plan = make_plan(RESNET, _statistics(RESNET), QuantConfig(scheme=scheme))
     assert set(plan.activations) == {"x", "r0", "pool", "r1", "c2", "r2", "mean"}
     assert set(plan.weights) == {"stem", "c1", "c2", "fc"}
-    expected = choose_params(-1, 2, scheme)
+    expected = SCHEMES[scheme].params(-1, 2)
     assert all(params == expected for params in plan.activations.values())
     assert plan.notes == ()
     assert {w.axis for w in plan.weights.values()} == {0}
@@ -216,13 +217,13 @@ def test_a_group_covers_all_that_enters_it() -> None:
     statistics = {"x": _seen(0, 1), "a": _seen(-3, 1), "b": _seen(0, 5)}
     plan = make_plan(network, statistics, QuantConfig(clip="max"))
     assert (
-        plan.activations["a"] == plan.activations["b"] == plan.activations["cat"] == choose_params(-3, 5, "asymmetric")
+        plan.activations["a"] == plan.activations["b"] == plan.activations["cat"] == SCHEMES["asymmetric"].params(-3, 5)
     )
-    assert plan.activations["x"] == choose_params(0, 1, "asymmetric")
+    assert plan.activations["x"] == SCHEMES["asymmetric"].params(0, 1)
     assert statistics["a"] == _seen(-3, 1)  # merging worked on a copy
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2"])
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
 @pytest.mark.parametrize("clip", ["kl", "percentile"])
 def test_ranges_are_clipped_for_the_scheme_that_uses_them(scheme: str, clip: str) -> None:
     random = np.random.default_rng(4)
@@ -234,9 +235,9 @@ def test_ranges_are_clipped_for_the_scheme_that_uses_them(scheme: str, clip: str
     together = positive.copy()
     together.merge(signed)
     for name, histogram in (("x", positive), ("cat", together)):
-        clipped = clip_range(histogram, clip, scheme)
+        clipped = CLIPS[clip].range(histogram, SCHEMES[scheme])
         assert clipped != (histogram.minimum, histogram.maximum)
-        assert plan.activations[name] == choose_params(*clipped, scheme)
+        assert plan.activations[name] == SCHEMES[scheme].params(*clipped)
 
 
 def test_constant_tensors_are_noted() -> None:

@@ -17,13 +17,13 @@ from mlir_passes.network import Network, Node
 from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
-from quantune.numerics.affine import QuantParams, choose_params
+from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
+from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.simulate import SimulationError, bounds, simulate, steps
 from quantune.plan import QuantizationPlan, make_plan, observed
 
 Conv = nn.Conv2d
-SCHEMES = ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2")
 
 
 class Net(nn.Module):
@@ -124,7 +124,8 @@ def test_a_layer_equals_torch_on_fake_quantized_operands(name: str, granularity:
     network = _network(net, x)
     plan = _plan(network, x, scheme, granularity=granularity)
     (layer,) = network.layers
-    (output,) = (simulate(network, plan.activations, plan.weights, x)[each] for each in network.outputs)
+    (name,) = network.outputs
+    output = simulate(network, plan.activations, plan.weights, x, shifts=plan.shifts)[name]
     s_x, s_w = plan.activations["input"], plan.weights[layer.name]
     fake = copy.deepcopy(net)
     with torch.no_grad():
@@ -151,7 +152,7 @@ def test_a_requantized_layer_is_the_nearest_integer(scheme: str) -> None:
     x = _images()
     network = _network(net, x)
     plan = _plan(network, x, scheme)
-    tensors = simulate(network, plan.activations, plan.weights, x)
+    tensors = simulate(network, plan.activations, plan.weights, x, shifts=plan.shifts)
     first, y = network.layers[0], plan.activations["relu"]
     real = {"input": _as_real(tensors["input"], plan.activations["input"])}
     weight = affine.dequantize(affine.quantize(first.weight, plan.weights[first.name]), plan.weights[first.name])
@@ -171,7 +172,7 @@ def test_residual_and_average_round_to_a_neighbour() -> None:
     x = _images()
     network = _network(net, x)
     plan = _plan(network, x)
-    tensors = simulate(network, plan.activations, plan.weights, x)
+    tensors = simulate(network, plan.activations, plan.weights, x, shifts=plan.shifts)
     real = {name: _as_real(value, plan.activations.get(name)) for name, value in tensors.items()}
     for name, expected in (
         ("relu", np.maximum(real["m.0"] + real["input"], 0)),
@@ -199,7 +200,7 @@ def test_moves_change_no_integer(name: str) -> None:
     x = _images()
     network = _network(net, x)
     plan = _plan(network, x)
-    tensors = simulate(network, plan.activations, plan.weights, x)
+    tensors = simulate(network, plan.activations, plan.weights, x, shifts=plan.shifts)
     moved = network.layers[0].inputs[0]
     params = plan.activations[moved]
     with torch.no_grad():
@@ -212,7 +213,7 @@ def test_moves_between_tensors_of_different_scales_go_through_f32() -> None:
     node = Node("c", "c", "clamp", ("input",), (1, 4), lo=0.0, hi=2.0)
     network = Network((Node("input", "", "input", (), (1, 4)), node), ("c",))
     x = np.array([[-1, 0.5, 1.7, 3]], np.float32)
-    wide, narrow = choose_params(-4, 4, "asymmetric"), choose_params(0, 2, "asymmetric")
+    wide, narrow = SCHEMES["asymmetric"].params(-4, 4), SCHEMES["asymmetric"].params(0, 2)
     assert bounds(node, wide) == (int(wide.zero_point), int(wide.zero_point) + round(2 / float(wide.scale)))
     assert bounds(network.nodes[0], wide) == (0, 255)
     tensors = simulate(network, {"input": wide, "c": narrow}, {}, x)
@@ -227,7 +228,7 @@ def test_mixed_networks_compute_their_ends_in_f32() -> None:
     x = _images()
     network = _network(net, x)
     plan = _plan(network, x, precision="mixed")
-    tensors = simulate(network, plan.activations, plan.weights, x)
+    tensors = simulate(network, plan.activations, plan.weights, x, shifts=plan.shifts)
     assert list(plan.weights) == ["m.1"]
     kinds = {name: value.dtype for name, value in tensors.items()}
     assert kinds == {"input": np.float32, "m.0": np.float32, "relu": np.uint8, "relu_1": np.float32} | {
@@ -252,9 +253,9 @@ def _chain() -> tuple[Network, Mapping[str, QuantParams], Mapping[str, QuantPara
         Node("relu", "relu", "clamp", ("conv",), shape, lo=0.0),
         Node("sum", "sum", "add", ("relu", "pool"), shape),
     )
-    params = choose_params(-4, 4, "asymmetric")
+    params = SCHEMES["asymmetric"].params(-4, 4)
     activations = {name: params for name in ("input", "pool", "relu", "sum")}
-    return Network(nodes, ("sum",)), activations, {"conv": affine.weight_params(weight, "tensor", "asymmetric")}
+    return Network(nodes, ("sum",)), activations, {"conv": SCHEMES["asymmetric"].weights.params(weight, "tensor")}
 
 
 def test_a_layer_that_waits_for_its_clamp_still_finds_its_input() -> None:
@@ -270,7 +271,7 @@ def test_tensors_are_dropped_after_their_last_reader() -> None:
     x = _images()
     network = _network(net, x)
     for plan in (_plan(network, x), QuantizationPlan({}, {})):
-        running = steps(network, plan.activations, plan.weights, x)
+        running = steps(network, plan.activations, plan.weights, x, shifts=plan.shifts)
         alive = []
         for _ in running:
             frame = running.gi_frame

@@ -42,7 +42,8 @@ class Operands:
     """What an operation computes its integers from.
 
     inputs, specs: the integers it reads and how they are quantized. target: how its result is, None for f32. lo, hi:
-    the integers between which the result may lie. weight: how a layer's weight is quantized.
+    the integers between which the result may lie. weight: how a layer's weight is quantized. shifts: whether layers
+    requantize by shifts.
     """
 
     inputs: list[Tensor]
@@ -51,6 +52,7 @@ class Operands:
     lo: int = 0
     hi: int = 0
     weight: QuantParams | None = None
+    shifts: bool = False
 
 
 def room_of(kind: str) -> ModuleType | None:

@@ -33,7 +33,7 @@ def integer(node: Node, x: Operands) -> Tensor | None:
     acc = acc.astype(np.int32)
     if target is None:
         return acc.astype(np.float32) * along_channels(affine.multiplier(s_x.scale, scale, 1.0), acc.ndim)
-    if all(np.all(np.frexp(s)[0] == 0.5) for s in (s_x.scale, s_w.scale, target.scale)):
+    if x.shifts:
         shift = along_channels(affine.shift_of(s_x.scale, scale, target.scale), acc.ndim)
         out = affine.requantize_shift(acc, shift, target.zero_point, target.qmin, target.qmax)
     else:
