@@ -311,7 +311,7 @@ class Builder:
                 module, target, timeout_s=self.timeout_s, memory_limit=self.memory_limit, cache=self.cache,
                 failure_dir=self.debugging.reproducer_dir, explain=explain,
             )  # fmt: skip
-        self.peaks.child("compiler", program.peak_bytes)
+        self.peaks.child("compilation", program.peak_bytes)
         return program
 
     def _provenance(self, config: QuantConfig, lowered: Lowered, program: CompiledModule) -> Provenance:

@@ -166,7 +166,7 @@ class Evaluator:
         with self._numbers(built) as numbers:
             right, seconds = self._answers(built, numbers)
         if isinstance(self._runner, LocalRunner):
-            self.builder.peaks.child("worker", self._runner.peak_bytes)
+            self.builder.peaks.child("evaluation", self._runner.peak_bytes)
         sha, paused_at = built.program.sha256, time.monotonic()
         if sha not in self._latency:
             self._latency[sha] = self._time([self._keep(built)], QUICK)[0]
@@ -263,7 +263,10 @@ class Evaluator:
         return self._files[sha]
 
     def _time(self, programs: list[Files], effort: Effort) -> list[float]:
-        return [sample.quartiles[1] for sample in self._timer.time(programs, self.images, effort)]
+        samples = self._timer.time(programs, self.images, effort)
+        if isinstance(self._timer, LocalTimer):
+            self.builder.peaks.child("measurement", self._timer.peak_bytes)
+        return [sample.quartiles[1] for sample in samples]
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
         return _finite(logits).argmax(axis=1) == self._labels[first : first + len(logits)]

@@ -158,7 +158,7 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
         **({"timed on": evaluator.device} if evaluator.device else {}),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(evaluator.threads),
-        "peak memory": str(builder.peaks),
+        **{f"peak memory, {phase}": size for phase, size in builder.peaks.rows().items()},
         "flags": " ".join(builder.target.flags()),
         "calibration": "none" if builder.calib is None else f"{builder.calib.source.name}, {len(builder.calib)} images",
         "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",

@@ -119,17 +119,15 @@ class Peaks:
         _reset()
 
     def child(self, kind: str, size: int) -> None:
-        """Note the peak of a child; from any thread."""
+        """Note the peak of a child, by the phase that it is for; from any thread."""
         with self._lock:
             self._children[kind] = max(size, self._children.get(kind, 0))
 
-    def __str__(self) -> str:
-        """In words: ``import 1.2 GB, search 300 MB; compiler 350 MB, worker 90 MB``."""
+    def rows(self) -> dict[str, str]:
+        """What each phase took, in words: this process in its phases, then the largest child of each kind."""
         self._close()
         with self._lock:
-            parts = [", ".join(f"{name} {text(size)}" for name, size in values.items() if size)
-                     for values in (self._own, self._children)]  # fmt: skip
-        return "; ".join(filter(None, parts))
+            return {name: text(size) for name, size in (*self._own.items(), *self._children.items()) if size}
 
     def _close(self) -> None:
         if self._phase:

@@ -160,6 +160,11 @@ class LocalTimer:
         with paused():
             return self._worker.compare(programs, images, effort)[0]
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the worker had resident."""
+        return self._worker.peak_bytes
+
     def close(self) -> None:
         """End the worker."""
         self._worker.close()

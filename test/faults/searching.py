@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -244,6 +245,9 @@ def uninterrupted(folder: Path) -> Uninterrupted:
         assert search.wait_until_gone() == []
         assert list(search.temporary.iterdir()) == []
     assert answers[0] == answers[1]
+    told = json.loads((folder / "cold" / "out" / "report.json").read_text(encoding="utf-8"))["environment"]
+    for phase in ("import", "calibration", "search", "compilation", "evaluation", "measurement"):
+        assert re.fullmatch(r"[\d.]+ [MG]B", told[f"peak memory, {phase}"])
     return Uninterrupted(data, folder / "cache", search.out, answers[0], *seconds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import subprocess
 from pathlib import Path
@@ -98,13 +97,16 @@ def test_a_child_is_limited_from_outside() -> None:
 
 def test_peaks_are_told_by_phase() -> None:
     peaks = memory.Peaks()
-    assert str(peaks) == ""
+    assert peaks.rows() == {}
     peaks.begin("import")
     held = bytearray(b"x" * 300 * MB)
     peaks.begin("search")
-    peaks.child("compiler", 2 * GB)
-    peaks.child("compiler", 3)
-    peaks.child("worker", 80 * MB)
-    found = re.fullmatch(r"import ([\d.]+) ([MG])B, search [\d.]+ [MG]B; compiler 2\.0 GB, worker 80 MB", str(peaks))
-    assert found
-    assert float(found[1]) * {"M": MB, "G": GB}[found[2]] > len(held)
+    peaks.child("compilation", 2 * GB)
+    peaks.child("compilation", 3)
+    peaks.child("evaluation", 80 * MB)
+    peaks.child("measurement", 0)
+    rows = peaks.rows()
+    assert list(rows) == ["import", "search", "compilation", "evaluation"]
+    assert (rows["compilation"], rows["evaluation"]) == ("2.0 GB", "80 MB")
+    number, unit = rows["import"].split()
+    assert float(number) * {"MB": MB, "GB": GB}[unit] > len(held)
