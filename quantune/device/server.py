@@ -78,14 +78,14 @@ class Server:
         self._listener = _listen(host, port, anyone=token is None)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self.has_token = token is not None
-        try:
+        with contextlib.ExitStack() as given_back:
+            given_back.callback(self._listener.close)
             self._store = Store(store, self.limits.store_bytes)
+            given_back.callback(self._store.close)
             self.description = describe(device)
             timeout_s = self.limits.timeout_s
             self._jobs = Jobs(self._store, device=device, timeout_s=timeout_s, memory_limit=memory_limit)
-        except BaseException:
-            self._listener.close()
-            raise
+            given_back.pop_all()
         self._serving = threading.Lock()
         self._client = ""
         self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)

@@ -36,6 +36,7 @@ class Store:
             for torn in folder.glob(f"*{_PARTIAL}"):
                 torn.unlink(missing_ok=True)
         except BlockingIOError:
+            self._lock.close()
             raise UsageError(f"the store {folder} belongs to another server; give this one another --store") from None
         except OSError as error:
             raise EnvironmentFailure(f"the store {folder}: {error.strerror or error}") from error

@@ -38,7 +38,7 @@ def parse(size: str | int) -> int | None:
     found = _SIZE.fullmatch(f"{size}B" if type(size) is int else str(size))
     value = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if value < 10**6:
-        raise UsageError(f"memory limit '{size}': expected a size such as 2GB or 800MiB, or none")
+        raise UsageError(f"memory limit '{size!s:.60}': expected a size such as 2GB or 800MiB, or none")
     return value
 
 

@@ -33,7 +33,9 @@ def open_device(device: str, *, threads: int = 1) -> Any:
 
     driver = device.partition("://")[0]
     if driver not in DRIVERS:
-        raise UsageError(f"device '{device}': expected one of {', '.join(DRIVERS)}, or a URI such as vulkan://GPU-…")
+        raise UsageError(
+            f"device '{device:.60}': expected one of {', '.join(DRIVERS)}, or a URI such as vulkan://GPU-…"
+        )
     if threads < 1:
         raise UsageError(f"threads={threads}: expected 1 or more")
     if driver == "local-sync" and threads != 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,10 +110,7 @@ class Worker:
                 "effort": asdict(effort) if effort else None,
             }
             result = self.request(job, timeout_s=timeout_s)
-            try:
-                logits = _read_results(output)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise RunFailed(f"{program}: the run wrote no results: {error}", transient=True) from error
+            logits = read_results(output, program)
         with _of_form(program):
             timing = result.get("timing")
             return Evaluation(logits, float(result.get("seconds", 0.0)), read_samples(timing) if timing else None)
@@ -187,10 +183,15 @@ def _of_form(program: object) -> Iterator[None]:
         ) from error
 
 
-def _read_results(path: Path) -> np.ndarray:
-    results = np.load(path, allow_pickle=False)
-    if not isinstance(results, np.ndarray) or results.ndim < 1 or results.dtype.kind not in "fiub":
-        raise ValueError("no array of numbers")
+def read_results(path: Path, program: object = "program") -> np.ndarray:
+    """What a worker wrote: an array of numbers, one row an image. Raises RunFailed for anything else."""
+    try:
+        results = np.load(path, allow_pickle=False)
+        if not isinstance(results, np.ndarray) or results.ndim < 1 or results.dtype.kind not in "fiub":
+            raise ValueError("no array of numbers")
+    except Exception as error:  # numpy, zipfile and zlib fail in their own ways, and all of them mean the same
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunFailed(f"{program}: the run wrote no results: {text:.200}", transient=True) from error
     return results
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -117,8 +116,9 @@ def read_images(path: Path | str, program: Program) -> np.ndarray:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: not an .npy file: {error}") from error
+    except Exception as error:  # numpy and zipfile fail in their own ways, and all of them mean the same
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(f"{path}: not an .npy file: {text:.200}") from error
     if not isinstance(images, np.ndarray):
         raise UsageError(f"{path}: an archive of several arrays; expected an .npy file of one")
     if len(program.inputs) != 1 or len(program.outputs) != 1:

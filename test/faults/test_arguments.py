@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from obligations import Obligation
 
-from quantune.cli import benchmark, entry, opt
+from quantune.cli import benchmark, device, entry, opt, verify
 from quantune.cli import compile as compiling
 
 PROMISE = "a hostile command line gets one line and an exit code"
@@ -31,10 +32,19 @@ HOSTILE = [
     "postgresql://u:secret@", "--", "-", "-q", "--no-such-option",
 ]  # fmt: skip
 
+
+def _serve() -> object:
+    """The part of quantune-device's command line that has options."""
+    parsers = [each for each in vars(device.parser())["_actions"] if isinstance(each.choices, dict)]
+    return parsers[0].choices["serve"]
+
+
 TOOLS: dict[str, tuple[Callable[[], object], entry.Command]] = {
     "compile": (compiling.parser, compiling.command),
     "benchmark": (benchmark._parser, benchmark.command),
     "opt": (opt._parser, opt.command),
+    "verify": (verify._parser, verify.command),
+    "device": (_serve, device.command),
 }
 
 
@@ -54,6 +64,9 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("quantune.rebuilding.rebuild", reached)
     monkeypatch.setattr(benchmark, "compare", reached)
     monkeypatch.setattr(opt, "_run", reached)
+    monkeypatch.setattr(verify, "verify", reached)
+    monkeypatch.setattr("quantune.device.server.Server.serve", reached)
+    monkeypatch.setattr("quantune.device.client.Connection", reached, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     tiny.make(tmp_path, images=6)
@@ -79,7 +92,7 @@ def _answer(tool: str, words: Sequence[str]) -> tuple[int, str]:
 
 def _check(promise: Obligation, tool: str, words: Sequence[str]) -> None:
     code, told = _answer(tool, words)
-    fine = code == 0 or (code in (1, 2, 4) and told.count("\n") == 1 and told.startswith(f"quantune-{tool}: "))
+    fine = code == 0 or (code in (1, 2, 4) and told.count("\n") == 1 and re.match(f"quantune-{tool}( serve)?: ", told))
     clean = all(c.isprintable() or c == "\n" for c in told) and len(told) < 1500
     wrong = "Traceback" in told or "internal error" in told
     promise.tried(fine and clean and not wrong, f"{tool} {str(words)[:300]}: {code}: {told[:400]!r}")
@@ -88,7 +101,7 @@ def _check(promise: Obligation, tool: str, words: Sequence[str]) -> None:
 def _valid(tool: str) -> list[str]:
     if tool == "compile":
         return ["builtin:mobilenet_v2_shapes", "--calib", "npz:calib.npz", "--eval", "npz:eval.npz"]
-    return ["none.vmfb"] if tool == "benchmark" else ["none.mlir"]
+    return {"benchmark": ["none.vmfb"], "opt": ["none.mlir"], "verify": ["none.vmfb"], "device": ["serve"]}[tool]
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fuzz
@@ -17,28 +18,35 @@ import pytest
 import torch
 from fuzz import hold, text, variants
 from obligations import Obligation
+from optuna.distributions import CategoricalDistribution
 from safetensors.torch import save
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import pt2_files
+from tuner_bench import quick_disk as quick_disk
 
 from quantune import files
 from quantune.allocation.budgets import parse_size
 from quantune.bits import BitWidths
-from quantune.cli import benchmark, compile, opt, verify
+from quantune.cli import benchmark, compile, device, opt, verify
 from quantune.compiler.inspect import LayerExecution, Processor
 from quantune.compiler.provenance import Measured, Provenance, attach, split
 from quantune.compiler.targets import parse as parse_target
 from quantune.config import QuantConfig
 from quantune.data.sources import Reference
+from quantune.device.address import Address
 from quantune.errors import UsageError
+from quantune.frontend.checkpoints import tensors
 from quantune.frontend.models import ModelRequest, load_model, load_weights
 from quantune.frontend.pt2 import read_program, rewritten
 from quantune.runtime.artifact import Artifact
-from quantune.runtime.evaluate import Worker
+from quantune.runtime.evaluate import Worker, read_results
 from quantune.runtime.program import read_parameters
+from quantune.runtime.worker import read_images
+from quantune.search.evaluate import Score
+from quantune.search.tuner import tune
 
 Get = Callable[[str], Obligation]
 FEW, MANY = 40, pytest.param(3000, marks=pytest.mark.slow)
@@ -110,6 +118,13 @@ TEXTS = {
     "--max-drop": Reader(_argument(compile.parser(), "m", "--max-drop"), (b"0.01", b"1e-3")),
     "--elide": Reader(_argument(opt._parser(), "--elide"), (b"16",)),
     "--min-time": Reader(lambda data: benchmark._seconds(text(data)), (b"1s", b"500ms")),
+    "--min-accuracy": Reader(_argument(verify._parser(), "a.vmfb", "--min-accuracy"), (b"0.9", b"1e-3")),
+    "--timeout": Reader(_argument(verify._parser(), "a.vmfb", "--timeout"), (b"1200", b"0.5")),
+    "addresses of devices": Reader(
+        lambda data: Address.parse(text(data)), (b"tcp://board:7433?wait=5&token-file=none", b"tcp://[::1]:80")
+    ),
+    "--max-size": Reader(_argument(device.parser(), "serve", "--max-size"), (b"256MB", b"1.5GB")),
+    "--port": Reader(_argument(device.parser(), "serve", "--port"), (b"7433", b"0")),
     "--max-latency": Reader(_argument(verify._parser(), "a.vmfb", "--max-latency"), (b"5ms", b"0.2s")),
 }
 
@@ -143,7 +158,7 @@ def test_weights(kind: str, count: int, model: nn.Module, obligation: Get, tmp_p
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        load_weights(model, path)
+        load_weights(model, path) if kind == ".safetensors" else tensors(path)
 
     hold(obligation(f"reader: weights in {kind}"), variants([_weights(model, kind)], count), read)
 
@@ -159,6 +174,60 @@ def test_parameters(count: int, obligation: Get, tmp_path: Path) -> None:
         read_parameters(path)
 
     hold(obligation("reader: parameters in .npz"), variants([buffer.getvalue()], count), read)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.filterwarnings("ignore")
+def test_results_of_workers(count: int, obligation: Get, tmp_path: Path) -> None:
+    path = tmp_path / "logits.npy"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        read_results(path)
+
+    seeds = [_npy(np.zeros((3, 4), np.float32)), _npy(np.array(["text"]))]
+    hold(obligation("reader: results of workers in .npy"), variants(seeds, count), read)
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.filterwarnings("ignore")
+def test_images_for_workers(count: int, obligation: Get, tmp_path: Path) -> None:
+    path, takes = tmp_path / "images.npy", SimpleNamespace(shape=(1, 3, 4, 4), dtype=np.dtype(np.float32))
+    program: Any = SimpleNamespace(inputs=(takes,), outputs=(takes,))
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        np.asarray(read_images(path, program)).sum()
+
+    hold(obligation("reader: images in .npy"), variants([_npy(np.zeros((2, 3, 4, 4), np.float32))], count), read)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("quick_disk")
+def test_studies(count: int, obligation: Get, tmp_path: Path) -> None:
+    """A damaged one is moved aside and told, or goes on with scores that are scores."""
+    space = {"scheme": CategoricalDistribution(("symmetric", "asymmetric", "symmetric_uint8"))}
+
+    def search(trials: int) -> None:
+        tune(lambda config: Score(0.5, 1.0, 1, 1), tmp_path / "out", space=space, max_trials=trials, first=())
+
+    search(2)
+    study = tmp_path / "out" / "study.db"
+
+    def read(data: bytes) -> None:
+        for each in study.parent.glob("study.db*"):
+            each.unlink()
+        study.write_bytes(data)
+        search(3)
+
+    hold(obligation("reader: study.db"), variants([study.read_bytes()], count), read)
 
 
 NAMES = (
