@@ -327,7 +327,7 @@ class Builder:
             data={} if self.calib is None or config.is_float else {"calibration": self.calib.fingerprint},
             layers=self.executed(program),
             reasons=lowered.reasons,
-            processor=required_processor(program.dispatches) if self.target.name == "cpu" else None,
+            processor=required_processor(program.dispatches) if self.target.on_processor else None,
         )
 
 

@@ -77,10 +77,10 @@ class Evaluator:
             raise UsageError(f"model '{model.name}' gives one number an image; top-1 needs two classes or more")
         target, self.threads = builder.target, threads
         place = place or Measuring(target)
-        if target.name != "cpu" and (place.runner is None or place.timer is None):
+        if not target.on_processor and (place.runner is None or place.timer is None):
             open_device(target.device())  # a missing device is told before anything is compiled for it
-        workers = None if target.name == "cpu" else 1  # a GPU serves one
-        limit = builder.memory_limit if target.name == "cpu" else None  # what a driver reserves is no measure
+        workers = None if target.on_processor else 1  # a GPU serves one
+        limit = builder.memory_limit if target.on_processor else None  # what a driver reserves is no measure
         self.device = place.device
         self._runner = place.runner or LocalRunner(
             device=target.device(), count=workers, timeout_s=timeout_s, memory_limit=limit

@@ -56,7 +56,7 @@ def measuring(
     cluster = evaluate_on if evaluate_on is not None and evaluate_on.partition("://")[0] in CLUSTERS else None
     if evaluate_on not in (None, cluster, *PLACES):
         raise UsageError(f"evaluate on '{evaluate_on}': expected {', '.join(PLACES)} or dask://HOST:PORT")
-    if cluster is not None and target.name != "cpu":
+    if cluster is not None and not target.on_processor:
         raise UsageError(
             f"evaluate on {cluster}: target {target}: a cluster's workers run programs for processors only"
         )
@@ -71,7 +71,7 @@ def measuring(
         reason = _not_here(required)
         if evaluate_on == "here" and reason:
             raise EnvironmentFailure(f"target {target}: {reason}; evaluate on the device")
-        elsewhere = bool(reason) or target.name != "cpu"  # a GPU of the same kind is here by chance only
+        elsewhere = bool(reason) or not target.on_processor  # a GPU of the same kind is here by chance only
         runner: Runner | None = there if evaluate_on == "device" or (evaluate_on is None and elsewhere) else None
         if cluster is not None:
             runner = _cluster(cluster, target, cache)
@@ -89,7 +89,7 @@ def device_target(target: Target, device: str, cache: ArtifactCache) -> Target:
 
 def check_measurable(target: Target, cache: ArtifactCache) -> None:
     """Raise EnvironmentFailure where programs of ``target`` cannot run on this machine, before any work is done."""
-    if target.name != "cpu":
+    if not target.on_processor:
         open_device(target.device())
     if reason := _not_here(needed_processor(target, cache)):
         raise EnvironmentFailure(

@@ -172,7 +172,7 @@ def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None
         notes.append(f"calib=10000 used all {len(builder.calib)} calibration images there are")
     if builder.calib is not None and len(builder.calib) < 1000:
         notes.append(f"calib=1000 used all {len(builder.calib)} calibration images there are")
-    if builder.target.name != "cpu":
+    if not builder.target.on_processor:
         notes.append("the calibration ran on the CPU")
     if plan is not None and plan.is_narrow:
         sizes = [(node.weight.size, plan.weights[node.name]) for node in builder.model.network.layers

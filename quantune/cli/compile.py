@@ -32,7 +32,7 @@ EPILOG = """\
 models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
 data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  npz:FILE  PKG.MOD:FACTORY
           (?count=N limits any of them)
-targets   cpu (--target-cpu)  vulkan (--vulkan-target)  cuda (--cuda-arch)
+targets   {targets}
 
 exit codes  0 done   1 failed   2 wrong request   3 nothing keeps the accuracy bound (best effort written)
             4 the machine lacks something   130 interrupted (143 by SIGTERM, 129 by SIGHUP), state saved:
@@ -58,10 +58,12 @@ def command(argv: list[str] | None, notes: Notes) -> int:
 
 def parser() -> OneLineParser:
     """The command line, for help and for its tests."""
+    from quantune.compiler.targets import BACKENDS
+
     top = OneLineParser(
         prog="quantune-compile",
         description=__doc__,
-        epilog=EPILOG,
+        epilog=EPILOG.format(targets="  ".join(f"{each.name} ({each.option})" for each in BACKENDS.values())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("model", nargs="?", help="what to compile, see below")
@@ -83,10 +85,10 @@ def parser() -> OneLineParser:
     data.add_argument("--calib", metavar="DATA", help="calibration images")
     data.add_argument("--eval", metavar="DATA", help="labelled evaluation images")
     target = top.add_argument_group("target")
-    target.add_argument("--target", default="cpu", metavar="T", help="cpu, vulkan or cuda (default cpu)")
-    target.add_argument("--target-cpu", metavar="NAME", help="processor of the cpu target (default host)")
-    target.add_argument("--vulkan-target", metavar="NAME", help="GPU of the vulkan target")
-    target.add_argument("--cuda-arch", metavar="SM", help="architecture of the cuda target, such as sm_80")
+    *names, last = BACKENDS
+    target.add_argument("--target", default="cpu", metavar="T", help=f"{', '.join(names)} or {last} (default cpu)")
+    for each in BACKENDS.values():
+        target.add_argument(each.option, metavar=each.metavar, dest=f"target_{each.field}", help=each.help)
     target.add_argument(
         "--threads", type=count, default=1, metavar="N", help="processor threads for the latency (default 1)"
     )
@@ -316,7 +318,9 @@ def _target(arguments: argparse.Namespace) -> Target:
 
 
 def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:
-    return {"cpu": arguments.target_cpu, "vulkan_target": arguments.vulkan_target, "cuda_arch": arguments.cuda_arch}
+    from quantune.compiler.targets import BACKENDS
+
+    return {each.field: getattr(arguments, f"target_{each.field}") for each in BACKENDS.values()}
 
 
 def _options(arguments: argparse.Namespace) -> ModelOptions:

@@ -76,7 +76,7 @@ def compiler_version() -> str:
 
 def program_key(module: bytes, target: Target, flags: Sequence[str] = ()) -> str:
     """Return the cache key of a compilation: equal keys give byte-equal artifacts."""
-    host = host_identity() if target.name == "cpu" and target.cpu == "host" else ""
+    host = host_identity() if target.is_host else ""
     return content_key(module, *target.flags(), "--", *flags, compiler_version(), host, _CHECKED)
 
 
@@ -191,11 +191,8 @@ def _first_error(log: str) -> str:
 
 def _unknown_name(log: str, target: Target) -> str | None:
     """Return the message for a processor or GPU name the compiler rejected, which is the caller's mistake."""
-    if target.name == "cpu" and "Unknown CPU for target architecture" in log:
-        return f"target {target}: IREE knows no such processor; expected host, generic or an LLVM name such as znver4"
-    if target.name == "vulkan" and f"Unknown Vulkan target '{target.vulkan_target}'" in log:
-        return f"target {target}: IREE knows no such GPU; expected a name such as llvmpipe, ada, rdna3"
-    return None
+    told = target.backend.unknown(target.detail, log)
+    return None if told is None else f"target {target}: {told}"
 
 
 def _quiet(log: str) -> str:

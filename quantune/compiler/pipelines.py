@@ -67,11 +67,7 @@ def target_passes(target: Target, precision: str) -> str:
     passes = ["quantune-to-nhwc"]
     if precision == "f16":
         passes.insert(0, "quantune-convert-to-f16")
-    if precision != "f16" and (kernels := target.kernels()) is not None:
-        passes.append(f"quantune-lower-to-cpu-kernels{{features={kernels}}}")
-    if target.name == "vulkan" and precision in ("int8", "mixed"):
-        passes += ["linalg-generalize-named-ops", "quantune-vulkan-sign-extension"]
-    return ",".join(passes)
+    return ",".join((*passes, *target.passes(precision)))
 
 
 def lower(

@@ -27,6 +27,6 @@ def needed_processor(target: Target, cache: ArtifactCache, *, host: bool = False
     None for this machine too, unless ``host`` asks for it: what is compiled here for here runs here.
     Raises UsageError for a processor that IREE does not know.
     """
-    if target.name != "cpu" or (target.cpu == "host" and not host):
+    if not target.on_processor or (target.is_host and not host):
         return None
     return required_processor(compile_module(_SMALLEST, target, cache=cache, explain=True).dispatches)

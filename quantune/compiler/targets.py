@@ -1,4 +1,8 @@
-"""The one table of targets: which IREE flags compile for one, and which runtime device runs the result."""
+"""The one table of targets: one object for each kind, which says how to compile for it and what runs the result.
+
+Flags, rewrites, checks, the runtime device and the command line's options come from ``BACKENDS``. A new kind is a
+subclass of ``Backend``, an entry there, and a field of ``Target`` where it is refined by a name of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,167 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 from mlir_passes.cpu.isa import VARIANTS, in_cpuinfo
 from quantune.errors import UsageError
 
-# name -> (aliases, field that refines it, what a user may write for that field)
-_TABLE: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "cpu": (
-        ("llvm-cpu",),
-        "cpu",
-        "host, generic or an LLVM processor name such as znver4 or neoverse-v1, with +FEATURE where it has more",
-    ),
-    "vulkan": (("vulkan-spirv",), "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3"),
-    "cuda": ((), "cuda_arch", "an architecture such as sm_80"),
-}
 CUDA_ARCHS = ("sm_60", "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_120")
 CUDA_NAMES = ("turing", "ampere", "ada", "a100", "rtx4090")
 # Architectures IREE 3.13 cannot name. Their driver translates an older architecture's PTX when a program is loaded.
 _NEWER_CUDA = ("sm_90", "sm_90a", "hopper", "h100", "h200", "sm_100", "sm_100a", "blackwell", "b200")
 _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
+HOST = "host"
+"""The processor of the machine that compiles."""
 GENERIC_ARM = "arm64"
 """What a 64-bit Arm processor is called here that has no name; LLVM calls it generic, as it does every other."""
 _ARM_WITHOUT_KERNELS = (
     "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "carmel", "a64fx", "thunderx2t99",
 )  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kind of target.
+
+    name: in ``name:detail``; aliases: other spellings. field: of Target, the name that refines it; expected: what it
+    may be. option, metavar, help: of the command line, for that field.
+    """
+
+    name: str
+    field: str
+    expected: str
+    option: str
+    metavar: str
+    help: str
+    aliases: tuple[str, ...] = ()
+
+    on_processor: ClassVar[bool] = False
+    """Whether processors run it: several workers, with a memory limit, and LLVM's features say what it needs."""
+
+    def check(self, detail: str) -> None:
+        """Raise UsageError for a detail that IREE cannot compile for."""
+
+    def device(self, threads: int) -> str:
+        """The runtime device for ``threads`` processor threads."""
+        return self.name
+
+    def flags(self, detail: str) -> tuple[str, ...]:
+        """The flags of iree-compile."""
+        raise NotImplementedError
+
+    def kernels(self, detail: str) -> str | None:
+        """Which of quantune's own kernels run there, or None for generic code."""
+        return None
+
+    def passes(self, detail: str, precision: str) -> tuple[str, ...]:
+        """The last rewrites before IREE, besides layout: what code generation needs to be right or fast."""
+        return ()
+
+    def unknown(self, detail: str, log: str) -> str | None:
+        """What to say where the compiler's output shows that it does not know ``detail``; None where it does."""
+        return None
+
+
+class _Cpu(Backend):
+    on_processor = True
+
+    def device(self, threads: int) -> str:
+        return "local-sync" if threads == 1 else "local-task"
+
+    def flags(self, detail: str) -> tuple[str, ...]:
+        # The compiler takes its own machine's architecture unless told, and knows a processor's name in one only.
+        triple = ("--iree-llvmcpu-target-triple=aarch64-unknown-linux-gnu",) if _is_arm(detail) else ()
+        name, *features = detail.split("+")
+        added = ",".join(f"+{feature}" for feature in features)
+        return (
+            "--iree-hal-target-device=local",
+            "--iree-hal-local-target-device-backends=llvm-cpu",
+            *triple,
+            f"--iree-llvmcpu-target-cpu={'generic' if name == GENERIC_ARM else name}",
+            *((f"--iree-llvmcpu-target-cpu-features={added}",) if added else ()),
+            "--iree-opt-level=O3",
+        )
+
+    def kernels(self, detail: str) -> str | None:
+        flags = _host_flags() if detail == HOST else _flags_of(detail)
+        return next((name for name, isa in VARIANTS.items() if isa.flags <= flags), None)
+
+    def passes(self, detail: str, precision: str) -> tuple[str, ...]:
+        kernels = self.kernels(detail)
+        return (
+            () if precision == "f16" or kernels is None else (f"quantune-lower-to-cpu-kernels{{features={kernels}}}",)
+        )
+
+    def unknown(self, detail: str, log: str) -> str | None:
+        if "Unknown CPU for target architecture" not in log:
+            return None
+        return "IREE knows no such processor; expected host, generic or an LLVM name such as znver4"
+
+
+class _Vulkan(Backend):
+    def check(self, detail: str) -> None:
+        if detail in _SOFTWARE_VULKAN:
+            raise UsageError(f"target vulkan:{detail}: IREE knows no such GPU; the software device is called llvmpipe")
+
+    def flags(self, detail: str) -> tuple[str, ...]:
+        return ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={detail}", "--iree-opt-level=O3")
+
+    def passes(self, detail: str, precision: str) -> tuple[str, ...]:
+        integers = precision in ("int8", "mixed")
+        return ("linalg-generalize-named-ops", "quantune-vulkan-sign-extension") if integers else ()
+
+    def unknown(self, detail: str, log: str) -> str | None:
+        if f"Unknown Vulkan target '{detail}'" not in log:
+            return None
+        return "IREE knows no such GPU; expected a name such as llvmpipe, ada, rdna3"
+
+
+class _Cuda(Backend):
+    def check(self, detail: str) -> None:
+        if detail in CUDA_ARCHS or detail in CUDA_NAMES:
+            return
+        if detail.lower() in _NEWER_CUDA:
+            raise UsageError(
+                f"target cuda: IREE cannot compile for '{detail}'; compile for sm_80, sm_86 or sm_89: the PTX "
+                "runs there too"
+            )
+        known = (*CUDA_ARCHS, *CUDA_NAMES)
+        hint = _hint(detail, known)
+        raise UsageError(f"target cuda: unknown architecture '{detail}', expected one of {', '.join(known)}{hint}")
+
+    def flags(self, detail: str) -> tuple[str, ...]:
+        return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={detail}", "--iree-opt-level=O3")
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        _Cpu(
+            "cpu", "cpu",
+            "host, generic or an LLVM processor name such as znver4 or neoverse-v1, with +FEATURE where it has more",
+            "--target-cpu", "NAME", "processor of the cpu target (default host)", aliases=("llvm-cpu",),
+        ),
+        _Vulkan(
+            "vulkan", "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3",
+            "--vulkan-target", "NAME", "GPU of the vulkan target", aliases=("vulkan-spirv",),
+        ),
+        _Cuda(
+            "cuda", "cuda_arch", "an architecture such as sm_80",
+            "--cuda-arch", "SM", "architecture of the cuda target, such as sm_80",
+        ),
+    )
+}  # fmt: skip
+"""By name."""
+
+
+def register(backend: Backend) -> Backend:
+    """Enter a kind of target; raises ValueError for a name that is taken."""
+    if backend.name in BACKENDS:
+        raise ValueError(f"target '{backend.name}' is there already")
+    BACKENDS[backend.name] = backend
+    return backend
 
 
 @dataclass(frozen=True)
@@ -46,26 +186,41 @@ class Target:
     """
 
     name: str
-    cpu: str = "host"
+    cpu: str = HOST
     cuda_arch: str = "sm_80"
     vulkan_target: str = "llvmpipe"
 
     def __post_init__(self) -> None:
-        if self.name not in _TABLE:
-            hint = _hint(self.name, _spellings())
-            raise UsageError(f"target '{self.name}': expected one of {', '.join(_TABLE)}{hint}")
-        field, example = _TABLE[self.name][1:]
+        if self.name not in BACKENDS:
+            spellings = tuple(name for each in BACKENDS.values() for name in (each.name, *each.aliases))
+            hint = _hint(self.name, spellings)
+            raise UsageError(f"target '{self.name}': expected one of {', '.join(BACKENDS)}{hint}")
+        kind = self.backend
         if not _WORD.fullmatch(self.detail):
-            raise UsageError(f"target {self.name}: {field}='{self.detail}' is not a name; expected {example}")
-        if self.name == "cuda":
-            _check_cuda(self.cuda_arch)
-        if self.name == "vulkan" and self.vulkan_target in _SOFTWARE_VULKAN:
-            raise UsageError(f"target {self}: IREE knows no such GPU; the software device is called llvmpipe")
+            raise UsageError(
+                f"target {self.name}: {kind.field}='{self.detail}' is not a name; expected {kind.expected}"
+            )
+        kind.check(self.detail)
+
+    @property
+    def backend(self) -> Backend:
+        """Its kind."""
+        return BACKENDS[self.name]
 
     @property
     def detail(self) -> str:
         """The processor, architecture or GPU name this target is refined by."""
-        return getattr(self, _TABLE[self.name][1])
+        return getattr(self, self.backend.field)
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether processors run it, no GPU."""
+        return self.backend.on_processor
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the processor of the machine that compiles, whatever that is."""
+        return self.on_processor and self.detail == HOST
 
     @property
     def driver(self) -> str:
@@ -74,41 +229,24 @@ class Target:
 
     def device(self, *, threads: int = 1) -> str:
         """Return the runtime device that runs this target's artifacts on ``threads`` processor threads."""
-        if self.name != "cpu":
-            return self.name
-        return "local-sync" if threads == 1 else "local-task"
+        return self.backend.device(threads)
 
     def flags(self) -> tuple[str, ...]:
         """Return the iree-compile flags of this target."""
-        if self.name == "vulkan":
-            return ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={self.detail}", "--iree-opt-level=O3")
-        if self.name == "cuda":
-            return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={self.detail}", "--iree-opt-level=O3")
-        # The compiler takes its own machine's architecture unless told, and knows a processor's name in one only.
-        triple = ("--iree-llvmcpu-target-triple=aarch64-unknown-linux-gnu",) if self.is_arm else ()
-        name, *features = self.cpu.split("+")
-        added = ",".join(f"+{feature}" for feature in features)
-        return (
-            "--iree-hal-target-device=local",
-            "--iree-hal-local-target-device-backends=llvm-cpu",
-            *triple,
-            f"--iree-llvmcpu-target-cpu={'generic' if name == GENERIC_ARM else name}",
-            *((f"--iree-llvmcpu-target-cpu-features={added}",) if added else ()),
-            "--iree-opt-level=O3",
-        )
+        return self.backend.flags(self.detail)
 
     @property
     def is_arm(self) -> bool:
         """Whether ``cpu`` is the name of a 64-bit Arm processor that quantune knows."""
-        named = (cpu for isa in VARIANTS.values() if isa.arm for cpu in isa.cpus)
-        return self.name == "cpu" and self.cpu.partition("+")[0] in (GENERIC_ARM, *_ARM_WITHOUT_KERNELS, *named)
+        return self.on_processor and _is_arm(self.detail)
 
     def kernels(self) -> str | None:
         """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
-        if self.name != "cpu":
-            return None
-        flags = _host_flags() if self.cpu == "host" else _flags_of(self.cpu)
-        return next((name for name, isa in VARIANTS.items() if isa.flags <= flags), None)
+        return self.backend.kernels(self.detail)
+
+    def passes(self, precision: str) -> tuple[str, ...]:
+        """Return the last rewrites before IREE, besides layout."""
+        return self.backend.passes(self.detail, precision)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.detail}"
@@ -121,19 +259,26 @@ def parse(text: str, **details: str | None) -> Target:
     Raises UsageError when the name is unknown or a detail is given twice or for another target.
     """
     word, colon, detail = text.strip().partition(":")
-    name = next((n for n, (aliases, _, _) in _TABLE.items() if word.lower() in (n, *aliases)), word)
+    kind = next((each for each in BACKENDS.values() if word.lower() in (each.name, *each.aliases)), None)
     chosen = {field: value for field, value in details.items() if value is not None}
-    if name not in _TABLE:
-        return Target(name)  # raises, with the list of names
-    field, example = _TABLE[name][1:]
+    if kind is None:
+        return Target(word)  # raises, with the list of names
     for other in chosen:
-        if other != field:
-            raise UsageError(f"target {name}: {other}={chosen[other]} is for another target; {name} takes {example}")
-    if colon and field in chosen:
-        raise UsageError(f"target '{text}': {field} is given twice, as '{detail}' and as '{chosen[field]}'")
+        if other != kind.field:
+            raise UsageError(
+                f"target {kind.name}: {other}={chosen[other]} is for another target; {kind.name} takes {kind.expected}"
+            )
+    if colon and kind.field in chosen:
+        raise UsageError(f"target '{text}': {kind.field} is given twice, as '{detail}' and as '{chosen[kind.field]}'")
     if colon:
-        chosen[field] = detail
-    return Target(name, **chosen)
+        chosen[kind.field] = detail
+    return Target(kind.name, **chosen)
+
+
+def device_of(target: str, threads: int = 1) -> str | None:
+    """The runtime device of a target by its text, as records have it; None for a kind that is not known here."""
+    kind = BACKENDS.get(target.partition(":")[0])
+    return None if kind is None else kind.device(threads)
 
 
 @cache
@@ -162,20 +307,9 @@ def _flags_of(cpu: str) -> frozenset[str]:
     return frozenset().union(*named, arm, map(in_cpuinfo, features))
 
 
-def _check_cuda(arch: str) -> None:
-    if arch in CUDA_ARCHS or arch in CUDA_NAMES:
-        return
-    if arch.lower() in _NEWER_CUDA:
-        raise UsageError(
-            f"target cuda: IREE cannot compile for '{arch}'; compile for sm_80, sm_86 or sm_89: the PTX runs there too"
-        )
-    known = (*CUDA_ARCHS, *CUDA_NAMES)
-    hint = _hint(arch, known)
-    raise UsageError(f"target cuda: unknown architecture '{arch}', expected one of {', '.join(known)}{hint}")
-
-
-def _spellings() -> tuple[str, ...]:
-    return tuple(name for key, (aliases, _, _) in _TABLE.items() for name in (key, *aliases))
+def _is_arm(cpu: str) -> bool:
+    named = (name for isa in VARIANTS.values() if isa.arm for name in isa.cpus)
+    return cpu.partition("+")[0] in (GENERIC_ARM, *_ARM_WITHOUT_KERNELS, *named)
 
 
 def _hint(value: str, known: tuple[str, ...]) -> str:

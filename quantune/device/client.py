@@ -65,7 +65,7 @@ class Device:
 
     def target(self, wanted: Target) -> Target:
         """The target to compile for: what was asked for, where ``host`` means the device's processor."""
-        if wanted.name != "cpu" or wanted.cpu != "host" or self.known.digest == this_host().digest:
+        if not wanted.is_host or self.known.digest == this_host().digest:
             return wanted
         return dataclasses.replace(wanted, cpu=self.known.cpu)
 
@@ -84,7 +84,8 @@ class Device:
     def check_target(self, target: Target, required: Processor | None) -> None:
         """Raise EnvironmentFailure when it cannot run what is compiled for a target."""
         device = self.known.device
-        if target.name != ("cpu" if device == LOCAL else device.partition("://")[0]):
+        runs = target.on_processor if device == LOCAL else target.device() == device.partition("://")[0]
+        if not runs:
             raise EnvironmentFailure(f"target {target}: device {self.address} runs programs on {device}")
         self.check(required, f"target {target}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from quantune.compiler.cache import write_atomically
 from quantune.compiler.inspect import LayerExecution
 from quantune.compiler.provenance import Provenance, split
+from quantune.compiler.targets import device_of
 from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError, refused
 from quantune.runtime.devices import check_processor
@@ -24,7 +25,7 @@ class Artifact:
     """A compiled model with its provenance; every byte is checked when it is made.
 
     data: the file's bytes. path: where they were read from, used in messages. device: driver or URI, by default the one
-    its target runs on. Raises RunFailed when the bytes are damaged.
+    its target runs on. Raises RunFailed when the bytes are damaged, or made for a target that is not known here.
     """
 
     def __init__(self, data: bytes, *, path: Path | None = None, device: str | None = None, threads: int = 1) -> None:
@@ -35,7 +36,7 @@ class Artifact:
         self._stamped = split(data, where)
         if self.provenance is None:
             logger.warning("%s: no provenance: a plain .vmfb, whose bytes and layers cannot be checked", where)
-        self.device = device or _device_of(self.provenance, threads)
+        self.device = device or _device_of(self.provenance, threads, where)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Run the model on one batch; UsageError names the expected and the given shape when they differ."""
@@ -109,8 +110,11 @@ def load(path: Path | str, *, device: str | None = None, threads: int = 1) -> Ar
     return Artifact(data, path=Path(path), device=device, threads=threads)
 
 
-def _device_of(provenance: Provenance | None, threads: int) -> str:
-    name = provenance.target.partition(":")[0] if provenance else "cpu"
-    if name in ("vulkan", "cuda"):
-        return name
-    return "local-sync" if threads == 1 else "local-task"
+def _device_of(provenance: Provenance | None, threads: int, where: str) -> str:
+    target = provenance.target if provenance else "cpu"
+    device = device_of(target, threads)
+    if device is None:
+        raise RunFailed(
+            f"{where}: made for target '{target:.60}', which this version does not know; name the device that runs it"
+        )
+    return device

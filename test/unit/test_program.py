@@ -212,6 +212,13 @@ def test_another_processor_is_refused(compiled: iree.CompiledModule, monkeypatch
         Artifact(_artifact(compiled, strange)).program  # noqa: B018
 
 
+def test_a_target_that_is_not_known_runs_nowhere_by_default(compiled: iree.CompiledModule) -> None:
+    data = attach(compiled.path.read_bytes(), Provenance("npu:v2", "precision=f32"))
+    with pytest.raises(RunFailed, match="artifact: made for target 'npu:v2', which this version does not know"):
+        Artifact(data)
+    assert Artifact(data, device="local-sync")(np.ones((2, 1, 2, 2), np.float32)).shape == (2, 2)
+
+
 def test_evaluate_pads_the_last_batch(compiled: iree.CompiledModule, images: Path) -> None:
     result = evaluate(compiled.path, images)
     assert np.allclose(result.logits, expected(np.load(images)), rtol=1e-5)

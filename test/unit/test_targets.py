@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from mlir_passes.cpu.isa import VARIANTS
-from quantune.compiler import targets
+from quantune.cli import compile
+from quantune.compiler import pipelines, targets
 from quantune.compiler.targets import Target
 from quantune.errors import UsageError
 
@@ -49,6 +50,37 @@ def test_options_refine_the_target() -> None:
 def test_bad_targets(text: str, details: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         targets.parse(text, **details)
+
+
+class _Toy(targets.Backend):
+    def flags(self, detail: str) -> tuple[str, ...]:
+        return (f"--toy={detail}",)
+
+    def passes(self, detail: str, precision: str) -> tuple[str, ...]:
+        return ("canonicalize",)
+
+
+def test_a_target_from_outside_is_parsed_lowered_for_and_offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert targets.device_of("toy:x") is None
+    toy = _Toy("toy", "cpu", "any name", "--toy-chip", "NAME", "chip of the toy target", aliases=("plaything",))
+    monkeypatch.setattr(targets, "BACKENDS", {"toy": toy, "cuda": targets.BACKENDS["cuda"]})
+    target = targets.parse("plaything:x")
+    assert (str(target), target.flags(), target.device(threads=2)) == ("toy:x", ("--toy=x",), "toy")
+    assert (target.kernels(), target.on_processor, target.is_host) == (None, False, False)
+    assert targets.device_of("toy:x", 4) == "toy"
+    assert pipelines.target_passes(target, "int8") == "quantune-to-nhwc,canonicalize"
+    with pytest.raises(SystemExit):
+        compile.parser().parse_args(["--help"])
+    told = capsys.readouterr().out
+    assert "targets   toy (--toy-chip)  cuda (--cuda-arch)" in told
+    assert "chip of the toy target" in told
+
+
+def test_no_target_is_entered_twice() -> None:
+    with pytest.raises(ValueError, match="target 'cuda' is there already"):
+        targets.register(targets.BACKENDS["cuda"])
 
 
 def test_devices() -> None:
