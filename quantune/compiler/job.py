@@ -87,6 +87,7 @@ class Job:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
+                    environment={"TMPDIR": "."},  # what its linker leaves when it is killed goes with the folder
                     memory_limit=memory_limit,
                 )
                 _running.add(child.pid)

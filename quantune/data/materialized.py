@@ -111,13 +111,12 @@ def take_up(folder: Path, key: str) -> Materialized | None:
             continue
         digest, labels = path.name.split(".")[1], _labels_of(path)
         try:
-            data = labels.read_bytes()
-            whole = _digest(path, labels) == digest
+            data = labels.read_bytes() if _digest(path, labels) == digest else None
         except FileNotFoundError:  # another process deleted it, or has not written all of it yet
             continue
         except OSError:  # a folder, say
-            whole = False
-        if not whole:
+            data = None
+        if data is None:
             _set_aside(path, labels)
             continue
         for file in (path, labels):

@@ -365,7 +365,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("count", SLOW)
 def test_programs_of_another_origin(count: int, plain: bytes, obligation: Get, tmp_path: Path) -> None:
     path = tmp_path / "plain.vmfb"
-    with Worker(timeout_s=60, memory_limit_gib=8) as worker:
+    with Worker(timeout_s=60, memory_limit=8 << 30) as worker:
 
         def read(data: bytes) -> None:
             path.write_bytes(data)

@@ -249,6 +249,15 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _compile(tmp_path, cache=ArtifactCache(tmp_path / "cache"))
 
 
+def test_a_compiler_keeps_its_temporary_files_where_they_are_swept(tmp_path: Path, shim) -> None:
+    """Its linker leaves some when it is killed."""
+    body = f"{READ}import os\nopen({str(tmp_path / 'told')!r}, 'w').write(os.path.abspath(os.environ['TMPDIR']))\n"
+    _compile(tmp_path, shim(body + "open(out, 'wb').write(data)"), explain=False)
+    told = Path((tmp_path / "told").read_text())
+    assert told.is_relative_to(scratch.root())
+    assert not told.exists()
+
+
 @pytest.mark.parametrize("status", [0, 1])
 def test_no_space_for_the_compiler(tmp_path: Path, shim, status: int) -> None:
     """iree-compile tells so, with half a file and either status."""

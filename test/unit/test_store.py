@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import optuna
 import pytest
-import sqlalchemy
+import sqlalchemy.exc
 from tuner_bench import ONE_AXIS, measure
 from tuner_bench import quick_disk as quick_disk
 
