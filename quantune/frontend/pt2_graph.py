@@ -58,7 +58,7 @@ def program(given: dict[str, Any]) -> dict[str, Any]:
         "opset_version": mapping(field(given, "opset_version", dict), NAME, lambda value: typed(value, int, "opset")),
         "range_constraints": {},
         "schema_version": {"major": field(version, "major", int), "minor": field(version, "minor", int)},
-        "verifiers": [identifier(each) for each in given.get("verifiers") or []],
+        "verifiers": [identifier(each) for each in typed(given.get("verifiers") or [], list, "verifiers")],
         "torch_version": printable(given.get("torch_version", "")),
         "guards_code": [],
     }

@@ -18,14 +18,13 @@ import pytest
 import torch
 from fuzz import hold, text, variants
 from obligations import Obligation
-from optuna.distributions import CategoricalDistribution
 from safetensors.torch import save
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import pt2_files
-from tuner_bench import quick_disk as quick_disk
+from test_sources_fuzz import declared, readings
 
 from quantune import files
 from quantune.allocation.budgets import parse_size
@@ -41,12 +40,11 @@ from quantune.errors import UsageError
 from quantune.frontend.checkpoints import tensors
 from quantune.frontend.models import ModelRequest, load_model, load_weights
 from quantune.frontend.pt2 import read_program, rewritten
+from quantune.frontend.torchvision_compat import torchvision
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.evaluate import Worker, read_results
 from quantune.runtime.program import read_parameters
 from quantune.runtime.worker import read_images
-from quantune.search.evaluate import Score
-from quantune.search.tuner import tune
 
 Get = Callable[[str], Obligation]
 FEW, MANY = 40, pytest.param(3000, marks=pytest.mark.slow)
@@ -208,26 +206,12 @@ def test_images_for_workers(count: int, obligation: Get, tmp_path: Path) -> None
     hold(obligation("reader: images in .npy"), variants([_npy(np.zeros((2, 3, 4, 4), np.float32))], count), read)
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.usefixtures("quick_disk")
-def test_studies(count: int, obligation: Get, tmp_path: Path) -> None:
-    """A damaged one is moved aside and told, or goes on with scores that are scores."""
-    space = {"scheme": CategoricalDistribution(("symmetric", "asymmetric", "symmetric_uint8"))}
-
-    def search(trials: int) -> None:
-        tune(lambda config: Score(0.5, 1.0, 1, 1), tmp_path / "out", space=space, max_trials=trials, first=())
-
-    search(2)
-    study = tmp_path / "out" / "study.db"
-
-    def read(data: bytes) -> None:
-        for each in study.parent.glob("study.db*"):
-            each.unlink()
-        study.write_bytes(data)
-        search(3)
-
-    hold(obligation("reader: study.db"), variants([study.read_bytes()], count), read)
+@pytest.mark.parametrize("count", [FEW, MANY])
+def test_images(count: int, obligation: Get, tmp_path: Path) -> None:
+    promise = obligation("reader: archives of images, pictures and references")
+    for number, read in enumerate(readings(tmp_path, count, seed=1)):
+        with promise.trial(f"input {number}"):
+            declared(read)
 
 
 NAMES = (
@@ -244,6 +228,7 @@ NAMES = (
 @pytest.mark.parametrize("count", [MANY])
 def test_names_of_models(count: int, obligation: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    torchvision()  # loading it is no part of what is watched
 
     def read(data: bytes) -> None:
         reference = text(data)

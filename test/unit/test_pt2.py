@@ -114,6 +114,7 @@ SIGNATURE = ("graph_module", "module_call_graph", 0, "signature")
         (WEIGHTS, _change(*META, "device", to={"type": "a\nb"}), "which is no name"),
         (WEIGHTS, _change(*META, to=None), "'tensor_meta' is None, which is of the wrong type"),
         (CONSTANTS, _change("config", to=[]), "'config' is [], which is of the wrong type"),
+        (MODEL, _change("verifiers", to=1.5), "'verifiers' is 1.5, which is of the wrong type"),
         (MODEL, _change("range_constraints", to={"s0": {}}), "export it with fixed shapes"),
         (MODEL, _change(*GRAPH, "sym_int_values", to={"s": {}}), "export it with fixed shapes"),
         (MODEL, _change(*GRAPH, "custom_obj_values", to={"s": {}}), "holds objects that are no tensors"),
