@@ -27,13 +27,12 @@ from typing import ClassVar
 from torch_mlir import ir
 
 from mlir_passes.base import Pass
-from mlir_passes.cpu.emit import Calls
-from mlir_passes.cpu.float_tensors import FloatTensors
+from mlir_passes.cpu.calls import Calls
 from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.cpu.select import Selection
 from mlir_passes.cpu.select_float import FloatSelection
-from mlir_passes.cpu.select_float_moves import FloatMoveSelection
-from mlir_passes.cpu.select_moves import MoveSelection
+from mlir_passes.cpu.select_moves import FloatMoveSelection, StoredMoveSelection
+from mlir_passes.cpu.tensors import FloatTensors, StoredTensors, plain_value
 from mlir_passes.ir import match
 from mlir_passes.ir.build import erase_dead, layer_of, note_missed
 from mlir_passes.ops.reader import main_function
@@ -56,10 +55,10 @@ class LowerToCpuKernels(Pass):
         # stream and flow are IREE's: to these bindings they are unregistered dialects.
         module.context.allow_unregistered_dialects = True
         calls = Calls(module)
-        isa, floats = VARIANTS[self.features], FloatTensors(calls)
+        isa, stored, floats = VARIANTS[self.features], StoredTensors(calls), FloatTensors(calls)
         selections = [
-            Selection(calls, isa),
-            MoveSelection(calls, isa),
+            Selection(stored, isa),
+            StoredMoveSelection(stored, isa),
             FloatSelection(floats, isa),
             FloatMoveSelection(floats, isa),
         ]
@@ -103,7 +102,7 @@ def _convert_at_other_readers(function: ir.Operation, calls: Calls) -> None:
                 continue
             if operand not in plain:
                 with ir.InsertionPoint.after(calls.buffers[operand].value.owner), op.location:
-                    plain[operand] = calls.plain(operand)
+                    plain[operand] = plain_value(operand, calls.buffers[operand])
             op.operands[i] = plain[operand]
         for inner in (inner for region in op.regions for block in region.blocks for inner in block.operations):
             stack.append(inner.operation)

@@ -9,17 +9,7 @@ from torch_mlir import ir
 
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.emit import (
-    Buffer,
-    Calls,
-    border_byte,
-    image_layout,
-    is_image,
-    is_stored,
-    makes_tensor,
-    tag_like,
-    unbordered,
-)
+from mlir_passes.cpu.calls import border_byte, makes_tensor, numbers_as, tag_like
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise import Depthwise
@@ -27,6 +17,7 @@ from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, Form
 from mlir_passes.cpu.kernels.pointwise import Add
 from mlir_passes.cpu.kernels.pool import SumPool
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded, Parameter, Requantized, Sum
+from mlir_passes.cpu.tensors import StoredTensors, image_layout, is_image, unbordered
 from mlir_passes.cpu.tiles import choose_tile
 from mlir_passes.ir import match
 from mlir_passes.ir.build import tensor_type
@@ -52,8 +43,8 @@ class _Layer:
 class Selection:
     """Visits the operations of a function in order and calls a kernel for each with weights or sums that one covers."""
 
-    def __init__(self, calls: Calls, isa: Isa) -> None:
-        self.calls, self.isa = calls, isa
+    def __init__(self, tensors: StoredTensors, isa: Isa) -> None:
+        self.tensors, self.calls, self.isa = tensors, tensors.calls, isa
         self.waiting: dict[ir.Value, _Layer] = {}
 
     def visit(self, op: ir.Operation) -> None:
@@ -110,9 +101,9 @@ class Selection:
         source = patterns.padded(read)
         if isinstance(source, Missed):
             return source
-        if not is_stored(source.value):
+        if not self.tensors.holds(source.value):
             return Missed(f"it reads {source.value.type}, which are not images of stored integers")
-        _, number = (None, None) if source.number is None else self.calls.layout(source.value)
+        number = None if source.number is None else self.tensors.number(source.value)
         if source.number is not None and (number is None or not np.array_equal(number.numbers, source.number.numbers)):
             return Missed("another reader of its input wants another number in the border")
         return source
@@ -127,15 +118,15 @@ class Selection:
     def _emit_layer(self, layer: _Layer, total: Sum | None, residual: ir.Value | None) -> None:
         found = layer.found
         result = (total.op if total is not None else found.op).results[0]
-        source = self.calls.buffer(layer.source.value)
+        source = self.tensors.buffer(layer.source.value)
         y, number = self._result_layout(found, result)
-        other = None if residual is None else self.calls.buffer(residual)
+        other = None if residual is None else self.tensors.buffer(residual)
         if found.sums.name == DEPTHWISE:
             spec: Conv | Depthwise = Depthwise(source.layout, y, layer.window, Form(found.form), self.isa)
         else:
             spec = self._convolution(layer, source.layout, y, None if other is None else other.layout)
         weight = layer.weight.numbers
-        packed = self.calls.constant(layer.weight.tag, spec.pack(weight))
+        packed = numbers_as(layer.weight.tag, spec.pack(weight))
         over = (0, 1) if found.sums.name == DEPTHWISE else (0, 1, 2)
         offset = weight.astype(np.int64).sum(axis=over) * (128 - self.isa.zero)
         operands = [source.value, packed, *self._numbers(found, spec, offset, None if total else number)]
@@ -159,8 +150,8 @@ class Selection:
         bias, multiplier, *others = found.parameters
         shifted = (bias.numbers.astype(np.int64) - offset).astype(np.int32)
         values = [
-            self.calls.constant(bias.tag, spec.pack_channels(shifted)),
-            self.calls.constant(multiplier.tag, spec.pack_channels(multiplier.numbers)),
+            numbers_as(bias.tag, spec.pack_channels(shifted)),
+            numbers_as(multiplier.tag, spec.pack_channels(multiplier.numbers)),
         ]
         if found.form == REAL:
             return values
@@ -170,7 +161,7 @@ class Selection:
             limits = np.array([low - zero, high - zero, zero + 128, border], np.float32)
         else:
             limits = np.array([low + 128, high + 128, zero + 128, border], np.int32)
-        return [*values, self.calls.constant(tag_like(bias, "range"), limits)]
+        return [*values, numbers_as(tag_like(bias, "range"), limits)]
 
     def _sum_numbers(self, total: Sum, number: Parameter | None, *, swapped: bool) -> ir.Value:
         m_a, m_b, offset, shift, zero, low, high = (int(each.numbers.reshape(())) for each in total.parameters)
@@ -179,7 +170,7 @@ class Selection:
         if swapped:
             m_a, m_b = m_b, m_a
         values = [m_a, m_b, offset, shift, zero + 128, low + 128, high + 128, border_byte(number)]
-        return self.calls.constant(tag_like(total.parameters[0], "sum"), np.array(values, np.int64).astype(np.int32))
+        return numbers_as(tag_like(total.parameters[0], "sum"), np.array(values, np.int64).astype(np.int32))
 
     def _average(self, found: Requantized) -> Missed | None:
         sums = found.sums
@@ -194,7 +185,7 @@ class Selection:
         else:
             shape = match.shape_of(sums.operands[1])
             window = patterns.window_of(sums, (shape[0], shape[1]), source)
-        x = self.calls.buffer(source.value)
+        x = self.tensors.buffer(source.value)
         y, number = self._result_layout(found, found.op.results[0])
         spec = SumPool(x.layout, y, window, Form(found.form), self.isa)
         count = window.kernel[0] * window.kernel[1]
@@ -204,7 +195,7 @@ class Selection:
     def _result_layout(self, found: Requantized, result: ir.Value) -> tuple[Layout, Parameter | None]:
         if found.form == REAL:
             return image_layout(result), None
-        return self.calls.layout(result)
+        return self.tensors.layout(result), self.tensors.number(result)
 
     def _call(
         self,
@@ -215,8 +206,7 @@ class Selection:
         found: Requantized,
     ) -> None:
         if found.form != REAL:
-            made = self.calls.call(spec, operands, tensor_type(y.shape, np.int8), found.sums)
-            self.calls.buffers[result] = Buffer(made, y)
+            self.tensors.call(spec, operands, result, y, found.sums)
             return
         kind = ir.RankedTensorType(result.type)
         made = self.calls.call(spec, operands, tensor_type(y.shape, np.float32), found.sums)
@@ -234,9 +224,9 @@ class Selection:
             layer = self.waiting.pop(waiting[-1])
             self._emit_layer(layer, total, total.a if total.b == waiting[-1] else total.b)
             return None
-        y, number = self.calls.layout(result)
-        a, b = self.calls.buffer(total.a), self.calls.buffer(total.b)
+        y, number = self.tensors.layout(result), self.tensors.number(result)
+        a, b = self.tensors.buffer(total.a), self.tensors.buffer(total.b)
         spec = Add(a.layout, b.layout, y, self.isa)
         operands = [self._sum_numbers(total, number, swapped=False), a.value, b.value]
-        self.calls.buffers[result] = Buffer(self.calls.call(spec, operands, tensor_type(y.shape, np.int8), total.op), y)
+        self.tensors.call(spec, operands, result, y, total.op)
         return None

@@ -10,12 +10,12 @@ from torch_mlir import ir
 
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.float_tensors import FloatTensors, is_float_image, padded
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.conv import Conv, one_unit
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MATMUL, Padded
+from mlir_passes.cpu.tensors import FloatTensors, float_padded
 from mlir_passes.cpu.tiles import choose_tile
 from mlir_passes.ir import match
 from mlir_passes.ir.build import constant, relaid_constant
@@ -75,7 +75,7 @@ class FloatSelection:
             return self._grouped(op)
         if op.name not in (DENSE, DEPTHWISE, MATMUL):
             return None
-        if not is_float_image(op.results[0]) or not is_float_image(op.operands[0]):
+        if not self.tensors.holds(op.results[0]) or not self.tensors.holds(op.operands[0]):
             return None
         if not is_plain(op):
             return Missed(f"no kernel computes {op.name} as it stands")
@@ -91,7 +91,7 @@ class FloatSelection:
             return _Layer(op, Padded(op.operands[0]), weight[None, None], bias, Window(), tail)
         if op.name == DEPTHWISE and weight.shape[1] > _WIDEST:
             return Missed(f"its window is wider than {_WIDEST} columns")
-        source = padded(op.operands[0])
+        source = float_padded(op.operands[0])
         window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
         return _Layer(op, source, weight, bias, window, tail)
 
@@ -102,7 +102,7 @@ class FloatSelection:
             op is None
             or op.name != GROUPED
             or len(list(op.results[0].uses)) != 1
-            or not is_float_image(joined.results[0])
+            or not self.tensors.holds(joined.results[0])
         ):
             return None
         split, init = match.owner(op.operands[0]), match.init_of(op)
@@ -118,7 +118,7 @@ class FloatSelection:
         if channels < self.isa.lanes:
             return Missed(f"it has {channels} channels, fewer than the {self.isa.lanes} of a vector")
         groups, weight = weight.shape[0], patterns.ungrouped(weight)
-        source = padded(split.operands[0])
+        source = float_padded(split.operands[0])
         window = patterns.window_of(op, (weight.shape[0], weight.shape[1]), source)
         tail = self._tail(joined.results[0], with_residual=True)
         return _Layer(op, source, weight, bias, window, tail, groups)

@@ -1,0 +1,261 @@
+"""The tensors between kernels, of stored integers and of f32: their layouts, and values that no kernel makes.
+
+What differs between the two number types is here, and nothing else asks for it: stored integers are u8 bytes with a
+border of their zero point; f32 has a border of zeros, and gaps where pixels would lie in one set of the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from torch_mlir import ir
+from torch_mlir.dialects import arith, tensor
+
+from mlir_passes.base import Missed
+from mlir_passes.cpu.calls import Buffer, Calls, KernelSpec, border_byte, numbers_as, tag_like
+from mlir_passes.cpu.kernels.image_float import FloatConcat, FloatInterleave, FloatMaxPool
+from mlir_passes.cpu.kernels.pointwise import Concat, Interleave
+from mlir_passes.cpu.kernels.pool import MaxPool
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, padded
+from mlir_passes.ir import match
+from mlir_passes.ir.build import elementwise, tensor_type
+from mlir_passes.ir.moves import extract_slice, pad, reshape
+from mlir_passes.kernels.text import Layout
+
+_WINDOWED = (DENSE, GROUPED, DEPTHWISE, SUM_POOL)
+_ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache
+_GAP = 16
+
+
+class Tensors:
+    """The tensors of one number type; the buffers that kernels make are in ``calls.buffers``, of all types.
+
+    element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. max_pool, concat,
+    interleave: the kernels of that type.
+    """
+
+    element: ClassVar[str]
+    dtype: ClassVar[type]
+    lowest: ClassVar[float]
+    max_pool: ClassVar[type]
+    concat: ClassVar[type]
+    interleave: ClassVar[type]
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+        self._converted: dict[ir.Value, Buffer] = {}
+
+    def holds(self, value: ir.Value) -> bool:
+        """Whether a value is a batch of images of this number type."""
+        return is_image(value) and str(ir.RankedTensorType(value.type).element_type) == self.element
+
+    def layout(self, value: ir.Value) -> Layout:
+        """How a kernel writes a value: with the border that its readers want."""
+        raise NotImplementedError
+
+    def read(self, value: ir.Value, number: float) -> Padded | Missed:
+        """What a reader reads whose padding must hold ``number``: a tensor, and the border it wants around it."""
+        raise NotImplementedError
+
+    def border(self, value: ir.Value) -> list[ir.Value]:
+        """The operands from which a kernel that moves numbers fills the border of its result, ``value``."""
+        raise NotImplementedError
+
+    def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
+        """Some channels of an image as a view, if kernels may read them there."""
+        raise NotImplementedError
+
+    def _convert(self, value: ir.Value) -> Buffer:
+        raise NotImplementedError
+
+    def buffer(self, value: ir.Value) -> Buffer:
+        """The kernels' form of a value; converted here where no kernel makes it."""
+        if value in self.calls.buffers:
+            return self.calls.buffers[value]
+        if value not in self._converted:
+            self._converted[value] = self._convert(value)
+        return self._converted[value]
+
+    def held_layout(self, value: ir.Value) -> Layout:
+        """The layout of a value's ``buffer``, which is not made for it."""
+        known = self.calls.buffers.get(value) or self._converted.get(value)
+        return self.layout(value) if known is None else known.layout
+
+    def call(
+        self, spec: KernelSpec, operands: list[ir.Value], result: ir.Value, y: Layout, source: ir.Operation
+    ) -> None:
+        """Call the kernel that makes ``result``, at the location and for the layer of ``source``."""
+        made = self.calls.call(spec, operands, tensor_type(y.shape, self.dtype), source)
+        self.calls.buffers[result] = Buffer(made, y)
+
+
+class StoredTensors(Tensors):
+    """i8 tensors, which kernels hold as u8."""
+
+    element, dtype, lowest = "i8", np.int8, -128
+    max_pool, concat, interleave = MaxPool, Concat, Interleave
+
+    def layout(self, value: ir.Value) -> Layout:
+        """Whole vectors of channels, with the border that all readers agree with."""
+        wanted = _bordering_readers(value)
+        sides = (
+            max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")
+        )
+        top, left, bottom, right = sides
+        return replace(image_layout(value), top=top, left=left, bottom=bottom, right=right)
+
+    def number(self, value: ir.Value) -> Parameter | None:
+        """What the border of a value holds; None where it has none."""
+        return next((each.number for each in _bordering_readers(value)), None)
+
+    def read(self, value: ir.Value, number: float) -> Padded | Missed:
+        """See Tensors."""
+        source = padded(value)
+        if isinstance(source, Missed) or source.number is None or int(source.number.numbers) == number:
+            return source
+        return Missed(f"its padding does not hold {number:g}")
+
+    def border(self, value: ir.Value) -> list[ir.Value]:
+        """Sixteen bytes of the border's number."""
+        return [border_of(self.number(value), (16,))]
+
+    def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
+        """A view if readers of whole vectors stay within its pixels."""
+        first += layout.first
+        if first + max(16, -(-count // 4) * 4) > layout.stride:
+            return None
+        return replace(layout, c=count, first=first, pixel=layout.stride)
+
+    def _convert(self, value: ir.Value) -> Buffer:
+        layout = self.layout(value)
+        image = reshaped(elementwise([value], ir.RankedTensorType(value.type), _flip), layout)
+        if tuple(image.type.shape) == layout.shape:
+            return Buffer(image, layout)
+        filling = tensor.extract(border_of(self.number(value), ()), [])
+        high = [0, layout.bottom, layout.right, layout.stride - layout.c]
+        return Buffer(pad(image, [0, layout.top, layout.left, 0], high, filling), layout)
+
+
+class FloatTensors(Tensors):
+    """f32 tensors."""
+
+    element, dtype, lowest = "f32", np.float32, -3.4028234663852886e38
+    max_pool, concat, interleave = FloatMaxPool, FloatConcat, FloatInterleave
+
+    def layout(self, value: ir.Value) -> Layout:
+        """With the zeros around it that its readers want."""
+        plain = image_layout(value, floating=True)
+        pads = [use.owner.operation for use in value.uses if use.owner.operation.name == "tensor.pad"]
+        wanted = [float_padded(each.results[0]) for each in pads if _is_read_by(each.results[0], _WINDOWED)]
+        sides = {
+            side: max((getattr(each, side) for each in wanted), default=0)
+            for side in ("top", "left", "bottom", "right")
+        }
+        dense = any(_is_read_by(each, (DENSE, GROUPED)) for each in (value, *(pad.results[0] for pad in pads)))
+        gap = _GAP if dense and plain.c % _ALIASING == 0 and plain.w > 1 else 0
+        return replace(plain, **sides, pixel=plain.c + gap if gap else 0)
+
+    def read(self, value: ir.Value, number: float) -> Padded | Missed:
+        """See Tensors; a padding with another number is read as a tensor of its own."""
+        return float_padded(value, number)
+
+    def border(self, value: ir.Value) -> list[ir.Value]:
+        """Nothing: a border is of zeros."""
+        return []
+
+    def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
+        """A view, always."""
+        return replace(layout, c=count, first=layout.first + first, pixel=layout.stride)
+
+    def _convert(self, value: ir.Value) -> Buffer:
+        layout = replace(self.layout(value), pixel=0)
+        image = reshaped(value, layout)
+        if tuple(ir.RankedTensorType(image.type).shape) == layout.shape:
+            return Buffer(image, layout)
+        zero = arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
+        sides = [0, layout.top, layout.left, 0], [0, layout.bottom, layout.right, 0]
+        return Buffer(pad(image, *sides, zero), layout)
+
+
+def plain_value(value: ir.Value, buffer: Buffer) -> ir.Value:
+    """The i8 or f32 value that a buffer stands for."""
+    kind = ir.RankedTensorType(value.type)
+    image = unbordered(buffer.value, buffer.layout, kind)
+    return image if buffer.layout.floating else elementwise([image], kind, _flip)
+
+
+def border_of(number: Parameter | None, shape: tuple[int, ...]) -> ir.Value:
+    """The byte that fills a border, repeated to a shape."""
+    tag = None if number is None else tag_like(number, "border")
+    return numbers_as(tag, np.full(shape, border_byte(number), np.uint8).view(np.int8))
+
+
+def float_padded(value: ir.Value, number: float = 0.0) -> Padded:
+    """What a reader reads: the source of a tensor.pad of rows and columns with ``number``, else the value itself."""
+    op = match.owner(value)
+    found = None if op is None else match.match_pad(op)
+    if found is None or found.value != number or len(found.low) != 4:
+        return Padded(value)
+    if any((found.low[0], found.low[3], found.high[0], found.high[3])):
+        return Padded(value)
+    return Padded(found.source, found.low[1], found.low[2], found.high[1], found.high[2])
+
+
+def is_image(value: ir.Value) -> bool:
+    """Whether a value is a batch of images: [n, h, w, c] or [n, c]."""
+    return ir.RankedTensorType(value.type).rank in (2, 4)
+
+
+def image_layout(value: ir.Value, *, floating: bool = False) -> Layout:
+    """The layout without a border of [n, h, w, c] or [n, c]; raises ValueError for any other shape."""
+    shape = match.shape_of(value)
+    if len(shape) not in (2, 4):
+        raise ValueError(f"shape {shape} is not that of images")
+    h, w = shape[1:3] if len(shape) == 4 else (1, 1)
+    return Layout(h, w, shape[-1], floating=floating, images=shape[0])
+
+
+def unbordered(value: ir.Value, layout: Layout, kind: ir.RankedTensorType) -> ir.Value:
+    """The images in a buffer, in the shape of ``kind``."""
+    image = (layout.images, layout.h, layout.w, layout.c)
+    if layout.shape != image:
+        value = extract_slice(value, [0, layout.top, layout.left, layout.first], image)
+    return _between_ranks(value, list(kind.shape))
+
+
+def reshaped(value: ir.Value, layout: Layout) -> ir.Value:
+    """A value as the images [n, h, w, c] of a layout."""
+    return _between_ranks(value, [layout.images, layout.h, layout.w, layout.c])
+
+
+def _between_ranks(value: ir.Value, shape: list[int]) -> ir.Value:
+    """Change between [n, 1, 1, c] and [n, c], or leave a value as it is."""
+    same = list(ir.RankedTensorType(value.type).shape) == shape
+    return value if same else reshape(value, shape, "[[0], [1, 2, 3]]")
+
+
+def _bordering_readers(value: ir.Value) -> list[Padded]:
+    """The paddings of a value that its border stands for: not those of maxima, which a kernel needs none for."""
+    found = []
+    for op in (use.owner.operation for use in value.uses):
+        if op.name != "tensor.pad" or MAX_POOL in {each.owner.operation.name for each in op.results[0].uses}:
+            continue
+        wanted = padded(op.results[0])
+        if isinstance(wanted, Padded) and wanted.number is not None:
+            found.append(wanted)
+    return found
+
+
+def _is_read_by(value: ir.Value, names: tuple[str, ...]) -> bool:
+    """Whether one of these operations is among the readers; a grouped one reads channels that are split."""
+    readers = [use.owner.operation for use in value.uses]
+    readers += [use.owner.operation for op in readers if op.name == "tensor.expand_shape" for use in op.results[0].uses]
+    return any(reader.name in names for reader in readers)
+
+
+def _flip(x: ir.Value) -> ir.Value:
+    """Between i8 and the u8 that is 128 larger."""
+    i8 = ir.IntegerType.get_signless(8)
+    return arith.xori(x, arith.ConstantOp(i8, ir.IntegerAttr.get(i8, -128)).result)
