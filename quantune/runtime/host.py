@@ -74,7 +74,7 @@ def this_host() -> Host:
     """Describe the machine this runs on."""
     machine, has = architecture(platform.machine()), host_features()
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    digest = hashlib.sha256(host_identity().encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{machine} {host_identity()}".encode()).hexdigest()[:16]
     return Host(processor_name(), machine, target_cpu(machine, has, _read_cpuinfo()), dict(has), digest, count)
 
 
@@ -95,8 +95,10 @@ def host_features() -> dict[str, bool]:
 
     Told by IREE's runtime, and by the system where it knows more. Empty where neither tells.
     """
-    names, text = _NAMES.get(architecture(platform.machine()), {}), _read_cpuinfo()
-    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    machine = architecture(platform.machine())
+    names = _NAMES.get(machine, {})
+    # An emulator may show the file of the machine below, whose lines have another name.
+    lines = re.findall(rf"^{'Features' if machine == _ARM else 'flags'}\s*:(.*)$", _read_cpuinfo(), re.MULTILINE)
     everywhere = set.intersection(*(set(line.split()) for line in lines)) if lines else set()
     by_system = {llvm: flag in everywhere for flag, llvm in names.items()} if lines else {}
     return {**by_system, **_told_by_iree()}

@@ -76,6 +76,23 @@ def test_features_of_the_system_where_the_tool_cannot_run(monkeypatch: pytest.Mo
         assert host.host_features() == told
 
 
+def test_an_emulated_processor_is_another_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Emulators may show the file of the machine below: it says nothing of the emulated processor."""
+    (tmp_path / "cpuinfo").write_text("flags\t\t: avx2 fma\n")
+    monkeypatch.setattr(host, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host, "_told_by_iree", dict)
+    digests = set()
+    for machine, features in (("x86_64", {"avx2": True, "neon": None}), ("aarch64", {"avx2": None, "neon": None})):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        host.host_features.cache_clear()
+        found = host.this_host.__wrapped__()
+        assert {name: found.features.get(name) for name in features} == features
+        digests.add(found.digest)
+    monkeypatch.undo()
+    host.host_features.cache_clear()
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize(
     ("required", "reason"),
     [
