@@ -216,7 +216,7 @@ def _connect(uri: str) -> Any:
         from distributed import Client
         from distributed.security import Security
     except ImportError:
-        raise EnvironmentFailure("a Dask cluster needs the package distributed; install quantune[dask]") from None
+        raise EnvironmentFailure("a Dask cluster needs the package distributed; pip install 'quantune[dask]'") from None
     try:
         security = Security() if parts.scheme != SCHEME else None  # certificates: where Dask's own settings say
         address = f"{schemes[parts.scheme]}://{parts.netloc}"

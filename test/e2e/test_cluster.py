@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from quantune import api
 from quantune.cluster import runner as module
 from quantune.cluster.runner import ClusterRunner
 from quantune.compiler.cache import ArtifactCache
@@ -191,6 +194,30 @@ def test_a_search_may_count_there(uri: str, tmp_path: Path) -> None:
         measuring(Target("cuda"), evaluate_on=uri, cache=ArtifactCache(tmp_path))
 
 
+@pytest.mark.slow
+def test_a_search_that_counts_there_finds_the_same(uri: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    random = np.random.default_rng(1)
+    images = [(random.normal(size=(3, 8, 8)).astype(np.float32), i % 3) for i in range(48)]
+
+    def search(name: str, **options: str) -> api.Result:
+        cache = ArtifactCache(tmp_path / f"{name}-cache")  # answers are cached under what gave them
+        return api.compile(
+            net, calib=images[:8], eval=images[8:], options=api.ModelOptions(shape=(3, 8, 8)), out=tmp_path / name,
+            cache=cache, max_drop=1.0, transfer=False, max_trials=2, **options,
+        )  # fmt: skip
+
+    there, here = search("there", evaluate_on=uri), search("here")
+    found = [
+        {str(t.config): t.score.details["correct"] for t in result.tuning.trials if t.score is not None}
+        for result in (there, here)
+    ]
+    assert len(found[0]) >= 2
+    assert found[0] == found[1]
+    assert there.path is not None
+
+
 def _refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
 
@@ -202,7 +229,7 @@ def _refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:
         ("dask://host:1/x", None, UsageError, "expected dask://HOST:PORT"),
         ("dask://host:99999", None, UsageError, "expected dask://HOST:PORT"),
         ("dask://127.0.0.1:1", None, EnvironmentFailure, "cluster dask://127.0.0.1:1 cannot be reached"),
-        ("dask://127.0.0.1:1", _refuse_import, EnvironmentFailure, r"install quantune\[dask\]"),
+        ("dask://127.0.0.1:1", _refuse_import, EnvironmentFailure, r"pip install 'quantune\[dask\]'"),
     ],
 )
 def test_clusters_that_are_none(

@@ -93,6 +93,7 @@ def work(job: Job, name: str, path: list[str]) -> None:
             fingerprint={"model": job.model}, on_event=heard,
         )  # fmt: skip
         best = None if result.best is None else str(result.best.config)
+        note("cpu", time.process_time())
         note("done", [sorted(str(t.config) for t in result.trials), best, result.stopped])
     except BaseException as error:
         note("error", f"{type(error).__name__}: {error}")
