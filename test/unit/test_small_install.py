@@ -27,7 +27,7 @@ sys.meta_path.insert(0, Blocked())
 """
 _LOADS = """
 import quantune.device, quantune.runtime
-names = ["verification", "cli.device", "cli.verify", "cli.benchmark", "cli.entry"]
+names = ["verification", "cli.device", "cli.verify", "cli.benchmark", "cli.entry", "cluster.shards"]
 for package in (quantune.device, quantune.runtime):
     names += [f"{package.__name__.partition('.')[2]}.{each.name}" for each in pkgutil.iter_modules(package.__path__)]
 for name in names:
