@@ -243,8 +243,8 @@ class Builder:
         if config not in self._plans:
             seen = min(config.calib, self.statistics.available)  # more than there are images give the same statistics
             ranges = self._ranges.setdefault(seen, {})
-            statistics = self.statistics.at(config.calib)
-            self._plans[config] = make_plan(self.model.network, statistics, config, ranges, self._weights)
+            statistics, power = self.statistics.at(config.calib), self.statistics.power
+            self._plans[config] = make_plan(self.model.network, statistics, config, ranges, self._weights, power)
         return self._plans[config]
 
     def identity(self, config: QuantConfig) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from quantune.bits import UNIFORM_8, BitWidths
 from quantune.errors import UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
+from quantune.numerics.weight_ranges import RULES
 
 CHOICES: Mapping[str, Collection[str]] = {
     "scheme": SCHEMES.keys(),
     "clip": CLIPS.keys(),
     "granularity": ("tensor", "channel"),
     "precision": ("int8", "mixed", "f32", "f16"),
+    "weight_clip": RULES,
 }
 
 
@@ -29,6 +32,8 @@ class QuantConfig:
     granularity: one weight scale per tensor or per output channel (activations stay per tensor).
     precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
     bits: how wide the integers of each layer are (see quantune.bits); a line without it means eight bits everywhere.
+    weight_clip: how a weight's range is cut (see quantune.numerics.weight_ranges). A line does not name what it has by
+    default of bits and of the fields behind it.
     """
 
     calib: int = 1000
@@ -37,6 +42,7 @@ class QuantConfig:
     granularity: str = "channel"
     precision: str = "int8"
     bits: BitWidths = UNIFORM_8
+    weight_clip: str = "max"
 
     def __post_init__(self) -> None:
         if not isinstance(self.calib, int) or isinstance(self.calib, bool) or self.calib < 1:
@@ -97,9 +103,13 @@ class QuantConfig:
         return str(replace(self, bits=UNIFORM_8)) + "," + short
 
     def options(self) -> dict[str, str | int]:
-        """The fields by name as they are written in a line; bits only where they are not eight everywhere."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bits"}
-        return values if self.bits == UNIFORM_8 else {**values, "bits": str(self.bits)}
+        """The fields by name as they are written in a line; of bits and what came later, only what is no default."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: str(v) if k == "bits" else v for k, v in values.items() if k not in LATER or v != LATER[k]}
+
+
+LATER: dict[str, Any] = {f.name: f.default for f in fields(QuantConfig)[5:]}
+"""The fields that came after the first version, which a line names only where they are not these defaults."""
 
 
 def _hint(value: str, allowed: Collection[str]) -> str:

@@ -16,6 +16,9 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlir_passes.network import FLOAT, Network, Node
 from quantune.bits import BitWidths
 from quantune.config import QuantConfig
@@ -24,6 +27,7 @@ from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights, is_degenerate
+from quantune.numerics.weight_ranges import fit_weight, importance
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +128,8 @@ def observed(network: Network) -> tuple[str, ...]:
 
 
 Ranges = MutableMapping[tuple[tuple[str, ...], ClipRule, Scheme, int], tuple[float, float]]
-KnownWeights = MutableMapping[tuple[str, str, Weights, int], QuantParams]
+Powers = Mapping[str, NDArray[np.float64]]
+KnownWeights = MutableMapping[tuple[str, str, Weights, int, str], QuantParams]
 
 
 def bits_of(params: QuantParams) -> int:
@@ -157,11 +162,13 @@ def make_plan(
     config: QuantConfig,
     ranges: Ranges | None = None,
     known_weights: KnownWeights | None = None,
+    power: Powers | None = None,
 ) -> QuantizationPlan:
     """Choose scales and zero points.
 
     statistics: tensor name -> histogram at the configuration's calibration size. ranges: remembers what clipping chose
     for these statistics, for the next configuration. known_weights: the same for weights, whatever the statistics.
+    power: the mean square of each channel of what the layers read, for ``weight_clip=power`` alone.
     """
     ranges = {} if ranges is None else ranges
     known_weights = {} if known_weights is None else known_weights
@@ -186,15 +193,27 @@ def make_plan(
     for node in network.layers:
         if node.name not in layers:
             continue
-        assert node.weight is not None
         assert node.bias is not None
-        width = config.bits.of(node.name).weights
-        key = (node.name, config.granularity, scheme.weights, width)
+        key = _weight_key(node, config)
         if key not in known_weights:
-            known_weights[key] = scheme.weights.params(node.weight, config.granularity, width)
+            known_weights[key] = _weight_params(node, config, power or {})
         scale = float(activations[node.inputs[0]].scale)
         weights[node.name] = scheme.weights.fit_to_bias(known_weights[key], node.bias, scale)
     return QuantizationPlan(activations, weights, tuple(notes), shifts=scheme.power2)
+
+
+def _weight_key(node: Node, config: QuantConfig) -> tuple[str, str, Weights, int, str]:
+    """What the scales of a layer's weight depend on, its bias apart."""
+    width = config.bits.of(node.name).weights
+    return node.name, config.granularity, SCHEMES[config.scheme].weights, width, config.weight_clip
+
+
+def _weight_params(node: Node, config: QuantConfig, power: Powers) -> QuantParams:
+    assert node.weight is not None
+    costs = importance(node, power[node.inputs[0]]) if config.weight_clip == "power" else None
+    width = config.bits.of(node.name).weights
+    how = SCHEMES[config.scheme].weights
+    return fit_weight(node.weight, config.granularity, how, width, config.weight_clip, costs)
 
 
 def merged(statistics: Mapping[str, Histogram], names: Sequence[str]) -> Histogram:

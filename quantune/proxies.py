@@ -30,6 +30,7 @@ from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
+from quantune.numerics.weight_ranges import importance
 from quantune.plan import QuantizationPlan
 
 FEATURES = ("predicted_db", "rounding_db", "clipping_db", "weight_db", "worst_layer_db")
@@ -47,7 +48,7 @@ class Proxies:
         self._reference = statistics.by_size[max(statistics.by_size)]
         self._architecture = tuple(architecture(network).values())
         self._known: dict[QuantConfig, tuple[float, ...]] = {}
-        self._weights: dict[tuple[str, bytes], NDArray[np.float64]] = {}
+        self._weights: dict[tuple[str, QuantParams], NDArray[np.float64]] = {}
         self._layers: dict[tuple[str, QuantParams, QuantParams], tuple[float, float, float, float]] = {}
 
     def features(self, params: Mapping[str, Any]) -> tuple[float, ...]:
@@ -111,7 +112,7 @@ class Proxies:
         power_in, power_out = self._power[node.inputs[0]], self._output_power(node)
         squares = _taps(np.square(node.weight, dtype=np.float64), node)
         lost = clipped_share(self._reference[node.inputs[0]], x)
-        channels = _by_output(power_in, node)
+        channels = importance(node, power_in)
         rounding = float(x.scale) ** 2 / 12 * squares.sum(axis=1)
         clipping = lost * (squares * channels).sum(axis=1)
         weights = (self._weight_error(node, w) * channels).sum(axis=1)
@@ -128,11 +129,11 @@ class Proxies:
             return observed
         assert node.weight is not None
         squares = _taps(np.square(node.weight, dtype=np.float64), node)
-        return (squares * _by_output(self._power[node.inputs[0]], node)).sum(axis=1)
+        return (squares * importance(node, self._power[node.inputs[0]])).sum(axis=1)
 
     def _weight_error(self, node: Node, params: QuantParams) -> NDArray[np.float64]:
         assert node.weight is not None
-        key = (node.name, params.scale.tobytes())
+        key = (node.name, params)
         if key not in self._weights:
             error = node.weight - affine.dequantize(affine.quantize(node.weight, params), params)
             self._weights[key] = _taps(np.square(error, dtype=np.float64), node)
@@ -173,17 +174,6 @@ def architecture(network: Network) -> dict[str, float]:
 def _taps(squares: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
     """Sum over the kernel's taps: [o, c] for the c input channels of o's group."""
     return squares if squares.ndim == 2 else squares.sum(axis=(2, 3))
-
-
-def _by_output(power: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
-    """The power of the input channels that each output channel reads: broadcasts to [o, c]."""
-    assert node.weight is not None
-    outputs, reads = node.weight.shape[:2]
-    if node.weight.ndim == 2 and len(power) != reads:  # a flattened image: a channel's power stands for its pixels
-        power = np.repeat(power, reads // len(power))
-    if node.groups == 1:
-        return power[None, :]
-    return np.repeat(power.reshape(node.groups, reads), outputs // node.groups, axis=0)
 
 
 def _decibel(ratio: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantune.bits import UNIFORM_8, BitWidths
-from quantune.config import QuantConfig
+from quantune.config import LATER, QuantConfig
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
 
@@ -53,5 +53,5 @@ def from_params(params: Mapping[str, Any]) -> QuantConfig:
 
 def to_params(config: QuantConfig) -> dict[str, Any]:
     """A configuration as a trial's parameters."""
-    params = {name: getattr(config, name) for name in PARAMETERS}
-    return params if config.bits == UNIFORM_8 else {**params, "bits": str(config.bits)}
+    later = {name: value for name, value in config.options().items() if name in LATER}
+    return {name: getattr(config, name) for name in PARAMETERS} | later

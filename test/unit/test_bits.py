@@ -48,6 +48,17 @@ def test_eight_bits_everywhere_are_not_printed() -> None:
     assert BitWidths().of("any") == LayerBits(8, 8)
 
 
+def test_what_came_after_the_first_version_is_named_only_where_it_is_not_the_default() -> None:
+    first = "calib=1000,scheme=asymmetric,clip=max,granularity=channel,precision=int8"
+    assert str(QuantConfig()) == first
+    assert set(QuantConfig().options()) == set(space.to_params(QuantConfig())) == set(space.PARAMETERS)
+    cut = QuantConfig(weight_clip="mse", bits=BitWidths(LayerBits(4)))
+    assert str(cut) == f"{first},bits=w4a8,weight_clip=mse"
+    assert QuantConfig.parse(str(cut)) == space.from_params(space.to_params(cut)) == cut
+    assert len(space.LEVEL1) == 96
+    assert all(set(space.to_params(config)) == set(space.PARAMETERS) for config in space.LEVEL1)
+
+
 def test_tables_count_the_layers_instead_of_naming_them() -> None:
     bits = BitWidths.parse("w8a8/w3a8:features.0.0+head")
     assert QuantConfig(clip="kl", bits=bits).brief.endswith("precision=int8,bits=w8a8 but for 2 layers")

@@ -14,6 +14,7 @@ from quantune.numerics.affine import BIAS_LIMIT, QuantParams
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
+from quantune.numerics.weight_ranges import fit_weight
 from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
 IMAGE = (1, 4, 4, 4)
@@ -302,6 +303,23 @@ def test_bits_of_a_layer_that_is_not_there_are_told_in_one_line() -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="its layers have names such as stem, c1, c2"):
         make_plan(RESNET, _ramps(), QuantConfig.parse("bits=w8/w4:zzzzzz"))
+
+
+def test_weights_are_cut_as_the_configuration_says() -> None:
+    weight = np.random.default_rng(2).laplace(size=(4, 4, 3, 3)).astype(np.float32)
+    conv = _node("a", "conv", "x", weight=weight, bias=np.zeros(4, np.float32))
+    network, seen, power = _network(conv), {"x": _seen(0, 1)}, {"x": np.array([0.0, 1.0, 4.0, 9.0])}
+    known: dict = {}
+    plans = {
+        rule: make_plan(network, seen, QuantConfig.parse(f"bits=w4,weight_clip={rule}"), None, known, power)
+        for rule in ("max", "mse", "power")
+    }
+    for rule, plan in plans.items():
+        expected = fit_weight(weight, "channel", SCHEMES["asymmetric"].weights, 4, rule, power["x"][None])
+        assert np.array_equal(plan.weights["a"].scale, expected.scale)
+    assert len({plan.digest() for plan in plans.values()}) == 3
+    with pytest.raises(UsageError, match=r"weight_clip=kl: expected one of max, mse, power"):
+        QuantConfig.parse("weight_clip=kl")
 
 
 @pytest.mark.parametrize("clip", ["max", "kl", "percentile", "mse", "aciq"])
