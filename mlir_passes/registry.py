@@ -9,6 +9,7 @@ from mlir_passes.base import Pass, PipelineError
 
 #: Where each pass lives, in the order in which a network meets them. Loaded on first use.
 PASSES: dict[str, str] = {
+    "quantune-set-constants": "mlir_passes.passes.set_constants:SetConstants",
     "quantune-annotate": "mlir_passes.passes.annotate:Annotate",
     "quantune-insert-qdq": "mlir_passes.passes.insert_qdq:InsertQdq",
     "quantune-instrument": "mlir_passes.passes.instrument:Instrument",

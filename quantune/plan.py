@@ -13,15 +13,17 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import FLOAT, Network, Node
+from quantune import constants
 from quantune.bits import BitWidths
 from quantune.config import QuantConfig
+from quantune.constants import Constants
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
@@ -37,12 +39,20 @@ class QuantizationPlan:
     activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters,
     for integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
     shifts: whether layers requantize by shifts: every scale is a power of two.
+    constants: weights and biases in place of the network's own, for integer layers only; a weight lies on its grid.
     """
 
     activations: Mapping[str, QuantParams]
     weights: Mapping[str, QuantParams]
     notes: tuple[str, ...] = ()
     shifts: bool = False
+    constants: Constants = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, constant in self.constants.items():
+            if name not in self.weights:
+                raise ValueError(f"constants: '{name}' is no integer layer of the plan")
+            constants.check(name, constant, self.weights[name])
 
     @property
     def is_narrow(self) -> bool:
@@ -57,6 +67,8 @@ class QuantizationPlan:
                 digest.update(f"{name} {params.qmin} {params.qmax} {params.axis} {params.scale.shape} ".encode())
                 digest.update(params.scale.tobytes() + params.zero_point.tobytes())
             digest.update(b";")
+        if self.constants:
+            digest.update(constants.digest(self.constants).encode())
         return digest.hexdigest()
 
     def to_json(self) -> str:

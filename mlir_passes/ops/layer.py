@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch_mlir import ir
-from torch_mlir.dialects import linalg
+from torch_mlir.dialects import arith, linalg, tensor
 
 from mlir_passes.base import Missed, PassFailure
 from mlir_passes.ir import match
-from mlir_passes.ir.build import REQUANTIZE, defining_op, parameter
+from mlir_passes.ir.build import REQUANTIZE, constant, defining_op, elementwise, parameter
 from mlir_passes.ir.moves import join_groups, split_groups
 from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.ir.same_body import is_plain
@@ -97,6 +97,61 @@ def _joins(site: Site, op: ir.Operation) -> bool:
 def output_axis(op: ir.Operation) -> int:
     """The dimension of a layer's weight, as its operation holds it, that counts the outputs."""
     return 1 if op.name == _MATMUL else 0
+
+
+def set_weight(site: Site, numbers: np.ndarray) -> None:
+    """Let a layer have another weight, of the shape of its node's; only in f32."""
+    op = site.op
+    assert op is not None
+    relaid = numbers.T if op.name == _MATMUL else numbers.reshape(match.shape_of(op.operands[1]))
+    with ir.InsertionPoint(op), op.location:
+        op.operands[1] = constant(np.ascontiguousarray(relaid))
+
+
+def set_bias(site: Site, numbers: np.ndarray) -> None:
+    """Let a layer have another bias f32[outputs], where its own is or behind a matrix product without one."""
+    op = site.op
+    assert op is not None
+    added = _bias_adds(site)
+    with ir.InsertionPoint(op), op.location:
+        if added or op.name == _MATMUL:
+            _start_at(op, np.zeros_like(numbers))
+        else:
+            _start_at(op, numbers)
+    if not added and op.name == _MATMUL:
+        with ir.InsertionPoint.after(op), op.location:
+            total = elementwise(
+                [op.results[0], constant(numbers)], op.results[0].type, arith.addf, layer=site.node.layer or None
+            )
+            op.results[0].replace_all_uses_except(total, total.owner.operation)
+    for last, (adding, index) in enumerate(reversed(added)):
+        shape = match.shape_of(adding.operands[index])
+        with ir.InsertionPoint(adding), adding.location:
+            adding.operands[index] = constant((np.zeros_like(numbers) if last else numbers).reshape(shape))
+
+
+def _bias_adds(site: Site) -> list[tuple[ir.Operation, int]]:
+    """The additions of constants behind a layer, in order, and which operand of each is the constant."""
+    found: list[tuple[ir.Operation, int]] = []
+    value = site.result
+    while (adding := defining_op(value)) is not None and (biased := match.match_bias_add(adding)) is not None:
+        found.append((adding, 1 if adding.operands[0] == biased[0] else 0))
+        value = biased[0]
+    return found[::-1]
+
+
+def _start_at(op: ir.Operation, bias: np.ndarray) -> None:
+    """Let the accumulator of a layer start at ``bias``."""
+    init = op.operands[2]
+    kind = ir.RankedTensorType(init.type)
+    if not bias.any():
+        zero = arith.ConstantOp(kind.element_type, ir.FloatAttr.get(kind.element_type, 0.0)).result
+        op.operands[2] = linalg.fill(zero, outs=[tensor.empty(kind.shape, kind.element_type)])
+        return
+    n, *groups, h, w = kind.shape
+    image = tensor.empty([n, math.prod(groups), h, w], kind.element_type)
+    start = linalg.broadcast(constant(bias), outs=[image], dimensions=[0, 2, 3]).results[0]
+    op.operands[2] = split_groups(start, groups[0]) if op.name == _GROUPED else start
 
 
 def integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tuple[int, int]) -> ir.Value | Missed:

@@ -87,11 +87,14 @@ def lower(
     """
     from mlir_passes.ir.build import take_missed
     from mlir_passes.passes.annotate import hold_plan
+    from mlir_passes.passes.set_constants import hold_constants
 
     debugging = debugging or Debugging()
     module, pipeline = parse(bytecode), _passes(plan, target, precision, until, outline=outline)
     if plan is not None and until != "linalg":
         hold_plan(module.operation, plan.to_json())
+        if plan.constants:
+            hold_constants(module.operation, {name: each.parts for name, each in plan.constants.items()})
     run(module, pipeline, debugging)
     reasons = take_missed(module.operation)
     if until in ("integer", "vmfb"):
@@ -117,6 +120,8 @@ def _passes(plan: QuantizationPlan | None, target: Target, precision: str, until
     """The pipeline up to a stage."""
     text: list[str] = []
     if plan is not None and until != "linalg":
+        if plan.constants:
+            text.append("quantune-set-constants")
         text.append(QUANTIZE_PASSES)
         if until != "qdq":
             text.append(INTEGER_PASSES)
