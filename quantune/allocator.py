@@ -112,7 +112,7 @@ class Allocator:
             yield from pool.map(run, (numbers.of(bits) for bits in widths))
 
     def _plan(self, choice: LayerBits) -> QuantizationPlan:
-        plan = self.builder.plan(replace(self.config, bits=BitWidths(choice)))
+        plan = self.builder.scales(replace(self.config, bits=BitWidths(choice)))
         assert plan is not None
         return plan
 

@@ -56,6 +56,7 @@ class Progress:
     on_event: Callable[[TuningEvent], None] = lambda event: None
     on_training: Callable[[float, str], None] = lambda done, text: None
     on_screening: Callable[[int, int], None] = lambda done, total: None
+    on_refining: Callable[[int, int], None] = lambda done, total: None
 
 
 def compile(
@@ -136,7 +137,7 @@ def compile(
         _ = evaluator.images
         peaks.begin("calibration")
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
-        proxies = Proxies(imported.network, builder.plan, builder.statistics)
+        proxies = Proxies(imported.network, builder.scales, builder.statistics)
         if size_budget is not None:
             progress.on_stage("scoring the layers")
         base = QuantConfig() if size_budget is None else proxies.best()
@@ -215,6 +216,8 @@ def quantize(
         debugging=debugging,
         progress=progress,
     )
+    if progress is not None and config.bias != "none":
+        progress.on_stage("correcting biases")
     return builder.artifact(config)
 
 
@@ -252,6 +255,7 @@ def make_builder(
         memory_limit=memory_limit,
         debugging=debugging,
         on_calibration=progress.on_calibration,
+        on_refining=progress.on_refining,
         origin=Origin.of(model, calib, eval, options),
     )
 

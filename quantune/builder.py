@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from quantune import calibration
+from mlir_passes.network import Network
+from quantune import calibration, constants
 from quantune.calibration import Statistics, Summarizer
 from quantune.compiler import pipelines
 from quantune.compiler.cache import ArtifactCache, content_key
@@ -37,6 +39,8 @@ from quantune.errors import UsageError
 from quantune.model import ImportedModel
 from quantune.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
 from quantune.process import memory
+from quantune.refine.base import images_for
+from quantune.refining import Refining
 from quantune.request import Origin
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.devices import processors
@@ -84,8 +88,8 @@ class Builder:
     """Builds any configuration of one model for one target.
 
     calib: the calibration images; None allows float configurations only. sizes: numbers of images to keep statistics
-    for. on_calibration hears (images done, images in all). origin: what an artifact's record says that model and images
-    were asked for by.
+    for. on_calibration hears (images done, images in all), on_refining the same of a refinement's images or layers.
+    origin: what an artifact's record says that model and images were asked for by.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Builder:
         peaks: memory.Peaks | None = None,
         debugging: Debugging | None = None,
         on_calibration: Callable[[int, int], None] = lambda done, total: None,
+        on_refining: Callable[[int, int], None] = lambda done, total: None,
         origin: Origin | None = None,
     ) -> None:
         self.model, self.target, self.calib = model, target, calib
@@ -111,9 +116,10 @@ class Builder:
         self.memory_limit = memory.chosen(memory_limit, compilers=_AHEAD + 1, workers=processors() + 1)
         self.debugging = debugging or Debugging()
         self._sizes = tuple(sorted(set(sizes)))
-        self._on_calibration = on_calibration
+        self._on_calibration, self._on_refining = on_calibration, on_refining
         self._statistics: Statistics | None = None
         self._plans: dict[QuantConfig, QuantizationPlan] = {}
+        self._refined: dict[QuantConfig, QuantizationPlan] = {}
         self._identities: dict[QuantConfig, str] = {}
         self._ranges: dict[int, Ranges] = {}
         self._weights: KnownWeights = {}
@@ -161,6 +167,15 @@ class Builder:
         )  # fmt: skip
         self.cache.put(key, statistics.to_bytes(), ".npz")
         return statistics
+
+    @property
+    def network(self) -> Network:
+        """The model's network."""
+        return self.model.network
+
+    def images(self, count: int) -> np.ndarray:
+        """The first ``count`` calibration images, or all there are: f32[n, c, h, w]."""
+        return np.concatenate(list(batches(self.calibration_images(count), self.model.input_shape[0])))
 
     def observe(self, tensors: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
         """The f32 network's tensors by name, f32[1, ...], for each of the first ``count`` calibration images."""
@@ -237,7 +252,21 @@ class Builder:
         self._ahead = ThreadPoolExecutor(_AHEAD, "quantune-ahead")
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
-        """The scales and zero points of a configuration; None for a float one."""
+        """The numbers of a configuration, what refines them included; None for a float one."""
+        scales = self.scales(config)
+        if scales is None or config.bias == "none":
+            return scales
+        if config not in self._refined:
+            self._refined[config] = self._refining.refined(scales, config.bias)
+        return self._refined[config]
+
+    @cached_property
+    def _refining(self) -> Refining:
+        seen = self.calibration_images(images_for(self.network))
+        return Refining(self, self.cache, (self.model.bytecode, seen.fingerprint), len(seen), self._on_refining)
+
+    def scales(self, config: QuantConfig) -> QuantizationPlan | None:
+        """The numbers of a configuration before any refinement; None for a float one."""
         if config.is_float:
             return None
         if config not in self._plans:
@@ -250,8 +279,8 @@ class Builder:
     def identity(self, config: QuantConfig) -> str:
         """A hash that is equal for configurations of one program and one set of numbers; nothing is built for it."""
         if config not in self._identities:
-            plan = self.plan(config)
-            self._identities[config] = content_key(config.precision, "" if plan is None else plan.digest())
+            plan, refined = self.scales(config), () if config.bias == "none" else (config.bias,)
+            self._identities[config] = content_key(config.precision, "" if plan is None else plan.digest(), *refined)
         return self._identities[config]
 
     def lower(self, config: QuantConfig, *, until: str = "vmfb", outline: bool = False) -> Lowered:
@@ -287,6 +316,7 @@ class Builder:
         """Drop a configuration's numbers from memory; building it again is cheap."""
         self._built.pop(self.identity(config), None)
         self._plans.pop(config, None)
+        self._refined.pop(config, None)
 
     def artifact(self, config: QuantConfig, measured: Measured | None = None) -> Artifact:
         """The one-file artifact of a configuration: numbers inside, with provenance and what its layers run in.
@@ -314,6 +344,14 @@ class Builder:
         self.peaks.child("compilation", program.peak_bytes)
         return program
 
+    def _data(self, config: QuantConfig) -> dict[str, str]:
+        """The record's digests of what the numbers of a configuration come from."""
+        plan = self.plan(config)
+        if self.calib is None or plan is None:
+            return {}
+        found = {"calibration": self.calib.fingerprint}
+        return {**found, "constants": constants.digest(plan.constants)} if plan.constants else found
+
     def _provenance(self, config: QuantConfig, lowered: Lowered, program: CompiledModule) -> Provenance:
         return Provenance(
             target=str(self.target),
@@ -324,7 +362,7 @@ class Builder:
             flags=self.target.flags(),
             versions=versions(),
             sources=self.origin.arguments(),
-            data={} if self.calib is None or config.is_float else {"calibration": self.calib.fingerprint},
+            data=self._data(config),
             layers=self.executed(program),
             reasons=lowered.reasons,
             processor=required_processor(program.dispatches) if self.target.on_processor else None,

@@ -19,6 +19,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "granularity": ("tensor", "channel"),
     "precision": ("int8", "mixed", "f32", "f16"),
     "weight_clip": RULES,
+    "bias": ("none", "fast", "sequential"),
 }
 
 
@@ -32,8 +33,9 @@ class QuantConfig:
     granularity: one weight scale per tensor or per output channel (activations stay per tensor).
     precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
     bits: how wide the integers of each layer are (see quantune.bits); a line without it means eight bits everywhere.
-    weight_clip: how a weight's range is cut (see quantune.numerics.weight_ranges). A line does not name what it has by
-    default of bits and of the fields behind it.
+    weight_clip: how a weight's range is cut (see quantune.numerics.weight_ranges).
+    bias: how biases are corrected for the means that quantization moves (see quantune.refine.bias).
+    Of bits and the fields behind it a line names only what is not the default.
     """
 
     calib: int = 1000
@@ -43,6 +45,7 @@ class QuantConfig:
     precision: str = "int8"
     bits: BitWidths = UNIFORM_8
     weight_clip: str = "max"
+    bias: str = "none"
 
     def __post_init__(self) -> None:
         if not isinstance(self.calib, int) or isinstance(self.calib, bool) or self.calib < 1:

@@ -105,7 +105,12 @@ class SearchDisplay:
         self._training: tuple[TaskID, float, float] | None = None
         self._start = time.monotonic()
         self.progress = api.Progress(
-            self._on_stage, self._on_part, self._on_event, self._on_training, on_screening=self._on_part
+            self._on_stage,
+            self._on_part,
+            self._on_event,
+            self._on_training,
+            on_screening=self._on_part,
+            on_refining=self._on_part,
         )
 
     def finish(self) -> None:

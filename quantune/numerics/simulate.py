@@ -49,22 +49,14 @@ def steps(
     shifts: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """As ``simulate``, one tensor at a time in execution order; tensors are dropped after their last reader."""
-    waiting = {
-        clamp.name: node
-        for node in network.nodes
-        if (clamp := network.fused_clamp(node)) is not None
-        and clamp.name in activations
-        and _is_integer(node, activations, weights)
-    }
-    held = {node.name for node in waiting.values()}  # computed with their clamps
-    order = [(waiting.get(node.name, node), node) for node in network.nodes if node.name not in held]
+    order = schedule(network, activations, weights)
     last_reader = {name: result.name for node, result in order for name in node.inputs}
     alive: dict[str, Tensor] = {}
     for node, result in order:
         if node.kind == INPUT:
             value: Tensor = np.asarray(x, np.float32)
         else:
-            value = _compute(node, result, activations, weights, [alive[name] for name in node.inputs], shifts=shifts)
+            value = compute(node, result, activations, weights, [alive[name] for name in node.inputs], shifts=shifts)
         params = activations.get(result.name)
         if params is not None and value.dtype == np.float32:
             value = affine.quantize(np.asarray(value, np.float32), params)
@@ -75,7 +67,22 @@ def steps(
                 alive.pop(name, None)
 
 
-def _compute(
+def schedule(
+    network: Network, activations: Mapping[str, QuantParams], weights: Mapping[str, QuantParams]
+) -> list[tuple[Node, Node]]:
+    """What is computed, in execution order: a node and the node of its result, which is a clamp that it takes over."""
+    waiting = {
+        clamp.name: node
+        for node in network.nodes
+        if (clamp := network.fused_clamp(node)) is not None
+        and clamp.name in activations
+        and _is_integer(node, activations, weights)
+    }
+    held = {node.name for node in waiting.values()}  # computed with their clamps
+    return [(waiting.get(node.name, node), node) for node in network.nodes if node.name not in held]
+
+
+def compute(
     node: Node,
     result: Node,
     activations: Mapping[str, QuantParams],

@@ -84,6 +84,28 @@ def test_the_command_in_best_json_makes_the_same_artifact(
     assert Path(f"{out}-like.vmfb").read_bytes() == Path(f"{out}/best.vmfb").read_bytes()
 
 
+@pytest.mark.parametrize("how", ["fast", "sequential"])
+def test_refined_numbers_are_found_again(
+    home: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = f"{CONFIG},weight_clip=power,bias={how}", tmp_path / "a.vmfb"
+    command = ["tiny.pt2", "--calib", "npz:one.npz", "-q", "--config"]
+    assert driver.main([*command, config, "-o", str(path)]) == driver.OK
+    assert driver.main([*command, CONFIG, "-o", str(tmp_path / "plain.vmfb")]) == driver.OK
+    first, plain = (split(name.read_bytes()).provenance for name in (path, tmp_path / "plain.vmfb"))
+    assert first is not None
+    assert plain is not None
+    assert set(first.data) == {"calibration", "constants"}
+    assert set(plain.data) == {"calibration"}
+    assert first.sha256 != plain.sha256
+    assert first.configuration.endswith(f",weight_clip=power,bias={how}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other-cache"))  # nothing is known any more
+    capsys.readouterr()
+    assert driver.main(["--like", str(path), "-o", str(tmp_path / "b.vmfb"), "-q"]) == driver.OK
+    assert "made again, the same byte for byte" in capsys.readouterr().out
+    assert (tmp_path / "b.vmfb").read_bytes() == path.read_bytes()
+
+
 def test_statistics_do_not_depend_on_which_sizes_are_wanted(home: Path) -> None:
     calib = "npz:one.npz?count=100"
     cache = ArtifactCache(home / "cache")

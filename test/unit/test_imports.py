@@ -42,7 +42,10 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
     "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend .process"),
     "quantune.calibration": names("numpy .numerics"),
-    "quantune.plan": names("numpy mlir_passes.network .bits .config .numerics"),
+    "quantune.constants": names("numpy mlir_passes.network .numerics"),
+    "quantune.plan": names("numpy mlir_passes.network .bits .config .constants .numerics"),
+    "quantune.refine": names("numpy torch mlir_passes.network .constants .numerics .plan"),
+    "quantune.refining": names("numpy quantune .compiler .constants .plan .refine"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
     "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
@@ -54,7 +57,8 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
     "quantune.request": names(".config .data"),
     "quantune.builder": names(
-        "numpy .calibration .compiler .config .data .model .plan .process .request .runtime .space .versions"
+        "numpy quantune mlir_passes.network .calibration .compiler .config .constants .data .model .plan .process"
+        " .refine .refining .request .runtime .space .versions"
     ),
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
@@ -92,6 +96,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/cli": {"torch_mlir", "optuna"},
     "quantune/space.py": {"optuna"},
     "quantune/api.py": {"torch", "quantune.frontend", "quantune.zoo"},
+    "quantune/refine": {"torch"},
     "quantune/runtime": {"iree"},
     "quantune/search": {"xgboost", "grpc"},
     "quantune/cluster": {"distributed"},

@@ -1,0 +1,1 @@
+"""What finds better numbers for a plan's integers, from unlabelled calibration images alone; nothing is compiled."""
