@@ -31,11 +31,15 @@ GONE = "kill -9 leaves no process and no temporary folder"
 
 @dataclass(frozen=True)
 class Moment:
-    """Whom to kill, so many seconds after the start or once there is one, and whether the cache is full by then."""
+    """Whom to kill, so many seconds after the start or once there is one, and whether the cache is full by then.
+
+    ready: the search is forked from a process that has imported everything.
+    """
 
     victim: str
     warm: bool
     seconds: float
+    ready: bool = False
 
     def __str__(self) -> str:
         return f"{self.victim} at {self.seconds:.2f} s, {'full' if self.warm else 'empty'} cache"
@@ -82,7 +86,7 @@ def one(whole: Uninterrupted, folder: Path, moment: Moment) -> Outcome:
     folder.mkdir()
     if moment.warm:
         shutil.copytree(whole.cache, folder / "cache")
-    search = Search(folder, folder / "cache", whole.data)
+    search = Search(folder, folder / "cache", whole.data, ready=moment.ready)
     with ended(search.start()) as child:
         hit = strike(search, child, moment.victim, moment.seconds)
         code = child.wait(3600)
@@ -125,7 +129,7 @@ def kill_all(
 
 def test_kill_9(obligation: Callable[[str], Obligation], whole: Uninterrupted, tmp_path: Path) -> None:
     """One moment in the midst of a search for the parent, its group and a worker."""
-    chosen = [Moment(victim, True, 0.6 * whole.warm_s) for victim in ("parent", "group", "worker")]
+    chosen = [Moment(victim, True, 0.3 * whole.warm_s, ready=True) for victim in ("parent", "group", "worker")]
     kill_all(chosen, whole, tmp_path, obligation)
 
 

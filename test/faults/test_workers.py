@@ -15,7 +15,7 @@ import postgres
 import pytest
 from obligations import Obligation
 from postgres import Postgres
-from workers import Job, broken_promises, finish, lines
+from workers import Job, await_begun, broken_promises, finish, lines
 
 pytestmark = [pytest.mark.slow]
 
@@ -56,8 +56,7 @@ def test_a_restarted_database(server: Postgres, tmp_path: Path, obligation: Prom
     for run, away_s in enumerate((0.0, 3.0)):
         job = Job(server.database(f"restart{run}"), tmp_path / str(run), seconds=0.2, machine="elsewhere")
         workers = [job.start(f"w{i}") for i in range(4)]
-        while len(lines(job, "begin")) < 8:
-            time.sleep(0.05)
+        await_begun(job, 8, workers)
         server.stop()
         time.sleep(away_s)
         server.start()
@@ -73,8 +72,7 @@ def test_a_worker_that_hangs_is_replaced_and_does_no_harm_when_it_goes_on(
     promise = obligation("a worker that stands still: its trial is taken over, and is not counted twice")
     job = Job(server.database("hangs"), tmp_path, seconds=0.3, machine="elsewhere", max_trials=10)
     workers = [job.start(f"w{i}") for i in range(3)]
-    while len(lines(job, "begin")) < 4:
-        time.sleep(0.05)
+    await_begun(job, 4, workers)
     pid = workers[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -110,8 +108,7 @@ def test_workers_on_the_grpc_proxy(server: Postgres, tmp_path: Path, obligation:
     try:
         job = Job(f"grpc://127.0.0.1:{port}", tmp_path, machine="elsewhere")
         workers = [job.start(f"w{i}") for i in range(4)]
-        while len(lines(job, "begin")) < 6:
-            time.sleep(0.05)
+        await_begun(job, 6, workers)
         workers.pop().kill()
         finish(workers)
         promise.tried(not (found := broken_promises(job)), str(found))

@@ -108,6 +108,13 @@ def lines(job: Job, what: str) -> list[Any]:
     return [value for word, _, value in found if word == what]
 
 
+def await_begun(job: Job, count: int, workers: list[BaseProcess]) -> None:
+    """Wait until the workers have begun so many measurements."""
+    while len(lines(job, "begin")) < count:
+        assert any(worker.is_alive() for worker in workers), f"no worker is left: {lines(job, 'error')}"
+        time.sleep(0.05)
+
+
 def finish(workers: list[BaseProcess], timeout_s: float = 300) -> None:
     """Wait until all workers have ended by themselves."""
     deadline = time.monotonic() + timeout_s
