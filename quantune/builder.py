@@ -245,7 +245,8 @@ class Builder:
     def close(self, *, stop: bool = False) -> None:
         """Forget what `prepare` has not begun, and wait for what it has, or stop that too."""
         self._ahead.shutdown(wait=False, cancel_futures=True)
-        while stop and wait(self._begun, timeout=_MOMENT_S).not_done:
+        at_work = [future for future in self._begun if not future.cancelled()]  # for those `wait` would wait for ever
+        while stop and wait(at_work, timeout=_MOMENT_S).not_done:
             stop_all()  # again: what was in the passes may have come to its compilation since
         self._ahead.shutdown()
         self._begun = []

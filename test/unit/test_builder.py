@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,29 @@ def test_a_program_is_not_compiled_twice_at_once(
     monkeypatch.setattr(builder_module, "compile_module", None)
     builder.prepare([f32])
     builder.close()
+
+
+def test_stopping_waits_for_nothing_that_was_not_begun(
+    model: ImportedModel, cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are at work and end when they are told to, the others wait for their turn: an error ended in a hang here."""
+    builder = Builder(model, HOST, cache=cache)
+    begun, told = threading.Semaphore(0), threading.Event()
+
+    def build(config: QuantConfig) -> None:
+        begun.release()
+        assert told.wait(60)
+
+    monkeypatch.setattr(builder, "build", build)
+    monkeypatch.setattr(builder_module, "stop_all", told.set)
+    builder.prepare([QuantConfig(precision="f32")] * 5)
+    for _ in range(2):
+        assert begun.acquire(timeout=60)
+    closing = threading.Thread(target=lambda: builder.close(stop=True), daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert not begun.acquire(blocking=False)
 
 
 def test_many_images_more_than_there_are_give_one_plan(model: ImportedModel, cache: ArtifactCache) -> None:
