@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mlir_passes.kernels.text import Kernel, Layout
 
@@ -13,6 +14,29 @@ def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
     k.line(f"scf.if {k.op(f'arith.cmpi eq, {both}, {k.index(0)} : index')} {{")
     body()
     k.line("}")
+
+
+@contextmanager
+def over_rows(
+    k: Kernel, *layouts: Layout, tiles: int | None = None, border: Callable[[], None] | None = None
+) -> Iterator[tuple[str, list[str | int]]]:
+    """A loop over a workgroup's share of the rows of all images: the row in its image, and where that begins in each.
+
+    layouts: of what the kernel reads, and last of its result. tiles: of rows in an image, where a step takes several.
+    border: emits what fills the border of the result, which one workgroup does, if there is any.
+    """
+    y = layouts[-1]
+    count = y.h if tiles is None else tiles
+    if border is not None and y.has_border:
+        in_first_workgroup(k, border)
+    with k.loop(*work_range(k, "%wgx", y.images * count, k.workgroups[0])) as loop:
+        yield k.split_rows(loop.index, count, *layouts)
+
+
+def pixels(k: Kernel, row: str, images: Sequence[str | int], column: str, layouts: Sequence[Layout]) -> list[str]:
+    """Where one pixel is in several tensors of one height and width; row, images: as ``over_rows`` gives them."""
+    places = zip(layouts, images, strict=True)
+    return [k.add(k.mul(row, each.pitch), k.mul(column, each.stride), image, each.at()) for each, image in places]
 
 
 def work_range(k: Kernel, workgroup: str, tiles: int, workgroups: int) -> tuple[str | int, str | int]:

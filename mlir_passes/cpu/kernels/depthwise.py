@@ -17,7 +17,7 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles
-from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import over_rows, split_work
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,8 @@ class _Emitter:
         k, conv = self.k, self.conv
         y, x, window = conv.y, conv.x, conv.window
         self.epilogue = Epilogue(k, conv.form, 2, self.width // 4)
-        if y.has_border:
-            in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, y))
-        rows = work_range(k, "%wgx", y.images * self.row_tiles, k.workgroups[0])
-        with k.loop(*rows) as tile, k.loop(0, len(conv.starts)) as block:
-            row_tile, (x_image, y_image) = k.split_rows(tile.index, self.row_tiles, x, y)
+        rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: self.epilogue.fill_border(self.out, y))
+        with rows as (row_tile, (x_image, y_image)), k.loop(0, len(conv.starts)) as block:
             row = k.least(k.mul(row_tile, conv.rows), y.h - conv.rows)
             channel = k.least(k.mul(block.index, self.width), max(y.c - self.width, 0))
             numbers = k.mul(block.index, self.width)

@@ -16,7 +16,7 @@ from mlir_passes.cpu.kernels.epilogue import FloatEpilogue, FloatForm
 from mlir_passes.cpu.kernels.image_float import float_lanes
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
-from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import over_rows, split_work
 
 _UNROLLED = 9  # taps; larger windows loop over their rows
 
@@ -86,15 +86,12 @@ class _Emitter:
         k, conv, lanes = self.k, self.conv, self.lanes
         y, x, window = conv.y, conv.x, conv.window
         epilogue = FloatEpilogue(k, conv.form, 2, lanes)
-        if y.has_border:
-            in_first_workgroup(k, lambda: epilogue.fill_border(self.out, y))
-        rows = work_range(k, "%wgx", y.images * self.row_tiles, k.workgroups[0])
+        rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: epilogue.fill_border(self.out, y))
         with (
-            k.loop(*rows) as loop,
+            rows as (tile, (x_image, y_image)),
             k.loop(0, y.w, conv.columns) as start,
             k.loop(0, len(conv.starts)) as block,
         ):
-            tile, (x_image, y_image) = k.split_rows(loop.index, self.row_tiles, x, y)
             row = k.least(k.mul(tile, conv.rows), y.h - conv.rows)
             column = k.least(start.index, y.w - conv.columns)
             channel = k.least(k.mul(block.index, lanes), y.c - lanes)

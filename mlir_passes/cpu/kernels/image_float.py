@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles
-from mlir_passes.kernels.work import fill_zero_border, in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import fill_zero_border, in_first_workgroup, over_rows, pixels, split_work
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,10 @@ class FloatTranspose(_Moves):
         """The kernel's MLIR; bindings: planes, result."""
         y = self.y
         lanes = float_lanes(self.isa, y.w)
-        k = _kernel([Layout(y.h, y.w, y.c, floating=True, images=y.images)], y, y.c)
+        planes = Layout(y.h, y.w, y.c, floating=True, images=y.images)
+        k = _kernel([planes], y, y.c)
         vector = f"vector<{lanes}xf32>"
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as rows, k.loop(0, y.w, lanes) as loop:
-            planes = Layout(y.h, y.w, y.c, floating=True, images=y.images)
-            row, (image, result) = k.split_rows(rows.index, y.h, planes, y)
+        with over_rows(k, planes, y) as (row, (image, result)), k.loop(0, y.w, lanes) as loop:
             column = k.least(loop.index, y.w - lanes)
             pixel = k.add(k.mul(row, y.w), column, image)
             loaded = [k.load(0, k.add(pixel, channel * y.h * y.w), vector) for channel in range(y.c)]
@@ -71,8 +70,7 @@ class FloatMaxPool(_Moves):
         x, y, window = self.x, self.y, self.window
         lanes = float_lanes(self.isa, y.c)
         k, vector = _kernel([x], y, math.prod(window.kernel)), f"vector<{lanes}xf32>"
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop:
-            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
+        with over_rows(k, x, y) as (row, (x_image, y_image)):
             rows = _positions(k, row, window.strides[0], window.top, window.kernel[0], x.h)
             rows = [k.add(k.mul(r, x.pitch), x_image, x.at()) for r in rows]
             with k.loop(0, y.w) as column:
@@ -106,11 +104,10 @@ class FloatAverage(_Moves):
         k, vector = _kernel([x], y, math.prod(window.kernel)), f"vector<{lanes}xf32>"
         zero, divisor = (k.constant(f"dense<{value:.9e}>", vector) for value in (0.0, self.divisor))
         with (
-            k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop,
+            over_rows(k, x, y) as (row, (x_image, y_image)),
             k.loop(0, y.w) as column,
             k.loop(0, len(channel_tiles(y.c, lanes, 1))) as block,
         ):
-            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
             channel = k.least(k.mul(block.index, lanes), y.c - lanes)
             corner = k.mul(row, window.strides[0] * x.pitch), k.mul(column.index, window.strides[1] * x.stride)
             start = k.add(*corner, channel, x_image, x.at(-window.top, -window.left))
@@ -137,14 +134,12 @@ class FloatConcat(_Moves):
     def text(self) -> str:
         """The kernel's MLIR; bindings: the inputs, result."""
         k = _kernel(self.inputs, self.y, 4)
-        with k.loop(*work_range(k, "%wgx", self.y.images * self.y.h, k.workgroups[0])) as loop:
-            row, images = k.split_rows(loop.index, self.y.h, *self.inputs, self.y)
-            with k.loop(0, self.y.w) as column:
-                *places, out = _pixels(k, row, images, column.index, (*self.inputs, self.y))
-                first = 0
-                for i, (x, at) in enumerate(zip(self.inputs, places, strict=True)):
-                    self._copy(k, i, x.c, at, k.add(out, first))
-                    first += x.c
+        with over_rows(k, *self.inputs, self.y) as (row, images), k.loop(0, self.y.w) as column:
+            *places, out = pixels(k, row, images, column.index, (*self.inputs, self.y))
+            first = 0
+            for i, (x, at) in enumerate(zip(self.inputs, places, strict=True)):
+                self._copy(k, i, x.c, at, k.add(out, first))
+                first += x.c
         return k.text()
 
     def _copy(self, k: Kernel, binding: int, channels: int, at: str, out: str) -> None:
@@ -173,16 +168,18 @@ class FloatInterleave(_Moves):
             [i for lane in range(start, start + lanes // 2) for i in (lane, lanes + lane)]
             for start in range(0, lanes, max(1, lanes // 2))
         ]
-        with k.loop(*work_range(k, "%wgx", self.y.images * self.y.h, k.workgroups[0])) as loop:
-            row, images = k.split_rows(loop.index, self.y.h, *layouts)
-            with k.loop(0, self.y.w) as column, k.loop(0, self.a.c, lanes) as block:
-                channel = k.least(block.index, self.a.c - lanes)
-                a, b, out = _pixels(k, row, images, column.index, layouts)
-                pair = [k.load(i, k.add(at, channel), vector) for i, at in enumerate((a, b))]
-                at = k.add(out, k.mul(channel, 2))
-                for half, order in enumerate(halves):
-                    mixed = k.op(f"vector.shuffle {pair[0]}, {pair[1]} {order} : {vector}, {vector}")
-                    k.store(mixed, 2, k.add(at, half * lanes), vector)
+        with (
+            over_rows(k, *layouts) as (row, images),
+            k.loop(0, self.y.w) as column,
+            k.loop(0, self.a.c, lanes) as block,
+        ):
+            channel = k.least(block.index, self.a.c - lanes)
+            a, b, out = pixels(k, row, images, column.index, layouts)
+            pair = [k.load(i, k.add(at, channel), vector) for i, at in enumerate((a, b))]
+            at = k.add(out, k.mul(channel, 2))
+            for half, order in enumerate(halves):
+                mixed = k.op(f"vector.shuffle {pair[0]}, {pair[1]} {order} : {vector}, {vector}")
+                k.store(mixed, 2, k.add(at, half * lanes), vector)
         return k.text()
 
 
@@ -198,14 +195,6 @@ def _kernel(inputs: Sequence[Layout], y: Layout, work: int) -> Kernel:
     if y.has_border:
         in_first_workgroup(k, lambda: fill_zero_border(k, len(inputs), y))
     return k
-
-
-def _pixels(k: Kernel, row: str, images: list[str | int], column: str, layouts: Sequence[Layout]) -> list[str]:
-    """Where one pixel is in several tensors of one height and width."""
-    return [
-        k.add(k.mul(row, each.pitch), k.mul(column, each.stride), image, each.at())
-        for each, image in zip(layouts, images, strict=True)
-    ]
 
 
 def _positions(k: Kernel, index: str, stride: int, before: int, count: int, size: int) -> list[str]:

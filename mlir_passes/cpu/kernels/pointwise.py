@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.pool import byte_width
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import channel_tiles
-from mlir_passes.kernels.work import fill_border_with, in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import fill_border_with, in_first_workgroup, over_rows, pixels, split_work
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ class _QuantizeEmitter:
             in_first_workgroup(k, lambda: fill_border_with(k, border, 2, y))
         planes = Layout(y.h, y.w, y.c, floating=True, images=y.images)
         with (
-            k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as rows,
+            over_rows(k, planes, y) as (row, (image, result)),
             k.loop(0, y.w, self.lanes) as loop,
         ):
-            row, (image, result) = k.split_rows(rows.index, y.h, planes, y)
             column = k.least(loop.index, y.w - self.lanes)
             pixel = k.add(k.mul(row, y.w), column, image)
             at = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), result, y.at())
@@ -132,8 +130,7 @@ class Add:
         if y.has_border:
             border = k.splat(k.op(f"arith.trunci {scalars[7]} : i32 to i8"), "i8", 16)
             in_first_workgroup(k, lambda: fill_border_with(k, border, 3, y))
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop:
-            row, images = k.split_rows(loop.index, y.h, self.a, self.b, y)
+        with over_rows(k, self.a, self.b, y) as (row, images):
             places = zip((self.a, self.b, y), images, strict=True)
             rows = [k.add(k.mul(row, each.pitch), image, each.at()) for each, image in places]
             if self.a.stride == self.b.stride == y.stride and self.a.first == self.b.first == 0:
@@ -187,8 +184,9 @@ class Interleave:
         if y.has_border:
             value = k.load(2, k.index(0), "vector<16xi8>")
             in_first_workgroup(k, lambda: fill_border_with(k, value, 3, y))
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop, k.loop(0, y.w) as column:
-            a, b, out = _pixels(k, loop.index, column.index, (self.a, self.b, y))
+        layouts = self.a, self.b, y
+        with over_rows(k, *layouts) as (row, images), k.loop(0, y.w) as column:
+            a, b, out = pixels(k, row, images, column.index, layouts)
             for (start,) in channel_tiles(self.a.c, width, 1):
                 pair = k.load(0, k.add(a, start), narrow), k.load(1, k.add(b, start), narrow)
                 both = k.op(f"vector.shuffle {', '.join(pair)} {order} : {narrow}, {narrow}")
@@ -217,8 +215,9 @@ class Concat:
         if y.has_border:
             value = k.load(count, k.index(0), "vector<16xi8>")
             in_first_workgroup(k, lambda: fill_border_with(k, value, count + 1, y))
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop, k.loop(0, y.w) as column:
-            *places, out = _pixels(k, loop.index, column.index, (*self.inputs, y))
+        layouts = *self.inputs, y
+        with over_rows(k, *layouts) as (row, images), k.loop(0, y.w) as column:
+            *places, out = pixels(k, row, images, column.index, layouts)
             first = 0
             for i, (x, at) in enumerate(zip(self.inputs, places, strict=True)):
                 # Never a byte beyond the input's channels: what follows them in the result is another's.
@@ -228,10 +227,3 @@ class Concat:
                     k.store(value, count + 1, k.add(out, first + start), f"vector<{width}xi8>")
                 first += x.c
         return k.text()
-
-
-def _pixels(k: Kernel, row: str, column: str, layouts: Sequence[Layout]) -> list[str]:
-    """Where one pixel of the batch is in several tensors of one height and width."""
-    row, images = k.split_rows(row, layouts[0].h, *layouts)
-    places = zip(layouts, images, strict=True)
-    return [k.add(k.mul(row, each.pitch), k.mul(column, each.stride), image, each.at()) for each, image in places]

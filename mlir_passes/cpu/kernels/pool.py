@@ -11,7 +11,7 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
-from mlir_passes.kernels.work import fill_border_with, in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import fill_border_with, over_rows, split_work
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class MaxPool:
         k = Kernel([("i8", x.size), ("i8", 16), ("i8", y.size)],
                    split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))  # fmt: skip
         kind = f"vector<{width}xi8>"
-        if y.has_border:
-            in_first_workgroup(k, lambda: fill_border_with(k, k.load(1, k.index(0), "vector<16xi8>"), 2, y))
-        with k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop:
-            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
+        with over_rows(k, x, y, border=lambda: fill_border_with(k, k.load(1, k.index(0), "vector<16xi8>"), 2, y)) as (
+            row,
+            (x_image, y_image),
+        ):
             rows = _positions(k, row, window, 0, x.h)
             rows = [k.add(k.mul(r, x.pitch), x_image, x.at()) for r in rows]
             with k.loop(0, y.w) as column:
@@ -88,14 +88,11 @@ class SumPool:
         out = len(bindings) - 1
         k = Kernel(bindings, split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))
         epilogue = Epilogue(k, self.form, 1, lanes)
-        if self.form.kind != REAL and y.has_border:
-            in_first_workgroup(k, lambda: epilogue.fill_border(out, y))
         with (
-            k.loop(*work_range(k, "%wgx", y.images * y.h, k.workgroups[0])) as loop,
+            over_rows(k, x, y, border=lambda: epilogue.fill_border(out, y)) as (row, (x_image, y_image)),
             k.loop(0, y.w) as column,
             k.loop(0, len(self.starts)) as block,
         ):
-            row, (x_image, y_image) = k.split_rows(loop.index, y.h, x, y)
             channel = k.least(k.mul(block.index, lanes), max(y.c - lanes, 0))
             numbers = k.mul(block.index, lanes)
             corner = x.at(-window.top, -window.left)
