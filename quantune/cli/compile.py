@@ -26,7 +26,10 @@ OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
 _SEARCH_ONLY = (
     "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget", "scorer",
+    "no_transfer", "no_early_stop",
 )  # fmt: skip
+_SEARCH_DEFAULTS = {"objective": "accuracy", "max_drop": 0.01, "sampler": "xgboost", "seed": 0, "threads": 1}
+"""What a search takes where an option is not given; without a search such an option is refused like the others."""
 
 EPILOG = """\
 models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
@@ -89,9 +92,7 @@ def parser() -> OneLineParser:
     target.add_argument("--target", default="cpu", metavar="T", help=f"{', '.join(names)} or {last} (default cpu)")
     for each in BACKENDS.values():
         target.add_argument(each.option, metavar=each.metavar, dest=f"target_{each.field}", help=each.help)
-    target.add_argument(
-        "--threads", type=count, default=1, metavar="N", help="processor threads for the latency (default 1)"
-    )
+    target.add_argument("--threads", type=count, metavar="N", help="processor threads for the latency (default 1)")
     target.add_argument(
         "--device", metavar="URI", help="compile for and measure on a device: tcp://HOST:PORT (quantune-device serve)"
     )
@@ -101,19 +102,20 @@ def parser() -> OneLineParser:
         help="of each compiler and worker, such as 2GB, or none (default: by the machine)",
     )
     search = top.add_argument_group("search")
-    search.add_argument("--objective", default="accuracy", metavar="M", help="accuracy (default), latency or size")
-    search.add_argument(
-        "--max-drop", type=number, default=0.01, metavar="X", help="largest loss of top-1, as a fraction (0.01)"
-    )
+    search.add_argument("--objective", metavar="M", help="accuracy (default), latency or size")
+    search.add_argument("--max-drop", type=number, metavar="X", help="largest loss of top-1, as a fraction (0.01)")
     search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all 96)")
     search.add_argument("--time-budget", type=_seconds, metavar="TIME", help="such as 90s, 10m or 1h")
+    search.add_argument("--sampler", metavar="S", help="xgboost (default), random, grid, genetic or tpe")
+    search.add_argument("--seed", type=count, metavar="N")
     search.add_argument(
-        "--sampler", default="xgboost", metavar="S", help="xgboost (default), random, grid, genetic or tpe"
+        "--no-transfer", action="store_true", default=None, help="search without what was measured on other models"
     )
-    search.add_argument("--seed", type=count, default=0, metavar="N")
-    search.add_argument("--no-transfer", action="store_true", help="search without what was measured on other models")
     search.add_argument(
-        "--no-early-stop", action="store_true", help="measure every trial on all images, hopeless ones too"
+        "--no-early-stop",
+        action="store_true",
+        default=None,
+        help="measure every trial on all images, hopeless ones too",
     )
     search.add_argument(
         "--storage", metavar="URL", help="a database that workers share instead of OUT/study.db (docs/workers.md)"
@@ -189,7 +191,7 @@ def _check(arguments: argparse.Namespace) -> None:
                 "--print-ir-after-all and --dump-ir-dir need --config or --emit: a search runs the passes many times"
             )
         return
-    given = [n for n in _SEARCH_ONLY if getattr(arguments, n) is not None]
+    given = [n for n in (*_SEARCH_ONLY, *_SEARCH_DEFAULTS) if getattr(arguments, n) is not None]
     if given:
         raise UsageError(
             f"--{given[0].replace('_', '-')} belongs to a search; leave out --config, --emit and --like, or it"
@@ -215,6 +217,9 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     optuna.logging.disable_default_handler()  # it prints what `Notes` decides about
     optuna.logging.enable_propagation()
     folder = arguments.output or _FOLDER
+    for name, default in _SEARCH_DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
     with console.search(arguments.max_trials) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,

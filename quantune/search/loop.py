@@ -55,7 +55,6 @@ class Task:
     objective: Objective
     strategy: Strategy
     space: Mapping[str, BaseDistribution]
-    to_config: Callable[[Mapping[str, Any]], QuantConfig]
     identity: Callable[[QuantConfig], str]
     budget: Budget
     first: tuple[QuantConfig, ...] = ()
@@ -70,7 +69,7 @@ class Loop:
     def __init__(self, task: Task) -> None:
         self._task, self._objective = task, task.objective
         points = task.strategy.points
-        self._points = None if points is None else {task.to_config(p): p for p in points}
+        self._points = None if points is None else {level1.from_params(p): p for p in points}
         self._standing = Standing((), (), (), ())
         self._trials: list[TuningTrial] = []
         self._baselines: dict[str, TuningTrial] = {}
@@ -281,7 +280,7 @@ class Loop:
                 self._wait("other workers measure what is left")
                 self._refresh()
                 continue
-            config = self._task.to_config(proposal.params)
+            config = level1.from_params(proposal.params)
             self._show_floor(config)
             measured = self._attempt(self._search_claims, config, proposal.params, marks=proposal.marks)
             self._refresh()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from optuna.distributions import BaseDistribution
 
@@ -60,7 +59,6 @@ def tune(
     finalists: int = 4,
     on_event: Callable[[TuningEvent], None] | None = None,
     space: Mapping[str, BaseDistribution] | None = None,
-    to_config: Callable[[Mapping[str, Any]], QuantConfig] = level1.from_params,
     identity: Callable[[QuantConfig], str] = str,
     storage: str | None = None,
     retry_failed: bool = False,
@@ -85,7 +83,7 @@ def tune(
     space = dict(level1.distributions() if space is None else space)
     strategy = Strategy(
         sampler, space, seed=seed, features=features, prior=prior, past=past,
-        identity=lambda params: identity(to_config(params)),
+        identity=lambda params: identity(level1.from_params(params)),
     )  # fmt: skip
     belongs_to = {
         **(fingerprint or {}),
@@ -94,7 +92,7 @@ def tune(
         "format": FORMAT,
     }
     task = Task(
-        evaluate=evaluate, objective=objective, strategy=strategy, space=space, to_config=to_config, identity=identity,
+        evaluate=evaluate, objective=objective, strategy=strategy, space=space, identity=identity,
         budget=Budget(max_trials, time_budget_s), first=tuple(first), on_event=on_event, set_floor=set_floor,
         retry_failed=retry_failed,
     )  # fmt: skip
