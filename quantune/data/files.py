@@ -226,7 +226,7 @@ def _require_pillow() -> None:
     try:
         import PIL  # noqa: F401
     except ImportError as error:
-        raise UsageError("imagefolder: needs Pillow: pip install pillow") from error
+        raise UsageError("imagefolder: needs Pillow: pip install 'quantune[images]'") from error
 
 
 def _load(file: Path, name: str) -> tuple[dict[str, np.ndarray], str]:
