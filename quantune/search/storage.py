@@ -33,6 +33,8 @@ HURRY_S = 5.0
 """The same once it was interrupted."""
 LOCK_WAIT_S = 60
 CONNECT_WAIT_S = 10
+IDLE_S = 20
+"""After this time PostgreSQL ends a transaction in which nothing happens: its worker was stopped, and holds locks."""
 _RACES = 8
 CLAIM = "claim"
 """The user attribute that tells a trial made just now from all others."""
@@ -250,8 +252,12 @@ def _rdb(url: str, *, known: bool) -> RDBStorage:
         options["connect_args"] = {"timeout": LOCK_WAIT_S}
     else:
         options["pool_pre_ping"] = True  # connections from before a restart are found to be dead
-    if url.startswith("postgres") and "connect_timeout" not in url:
-        options["connect_args"] = {"connect_timeout": CONNECT_WAIT_S}
+    if url.startswith(("postgresql:", "postgresql+psycopg")):
+        given = {
+            "connect_timeout": CONNECT_WAIT_S,
+            "options": f"-c idle_in_transaction_session_timeout={1000 * IDLE_S}",
+        }
+        options["connect_args"] = {name: value for name, value in given.items() if f"{name}=" not in url}
     # Optuna fills in {SCHEMA_VERSION}; other braces are of the password. Finding out which schema a database has takes
     # longer than all else; one made a moment ago has today's.
     escaped = url.replace("{", "{{").replace("}", "}}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -13,9 +14,13 @@ from pathlib import Path
 
 import postgres
 import pytest
+import sqlalchemy.exc
 from obligations import Obligation
+from optuna.storages._cached_storage import _CachedStorage
 from postgres import Postgres
 from workers import Job, await_begun, broken_promises, finish, lines
+
+from quantune.search.storage import make_study, open_storage, release
 
 pytestmark = [pytest.mark.slow]
 
@@ -80,6 +85,26 @@ def test_a_worker_that_hangs_is_replaced_and_does_no_harm_when_it_goes_on(
     os.kill(pid, signal.SIGCONT)
     finish(workers[:1])
     promise.tried(not (found := broken_promises(job)), str(found))
+
+
+def test_the_locks_of_a_worker_that_stands_still_are_given_back(
+    server: Postgres, obligation: Promise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may be suspended in the midst of a write: the others waited for ever."""
+    monkeypatch.setattr("quantune.search.storage.IDLE_S", 1)
+    url, lock = server.database("locks"), sqlalchemy.text("SELECT * FROM studies FOR UPDATE")
+    still, other = open_storage(url), open_storage(url)
+    make_study(still, "shared", "maximize")
+    engines = [each._backend.engine for each in (still, other) if isinstance(each, _CachedStorage)]
+    promise = obligation("a worker that stands still: its trial is taken over, and is not counted twice")
+    with contextlib.suppress(sqlalchemy.exc.DBAPIError), engines[0].connect() as standing:
+        standing.execute(lock)
+        with promise.trial("a lock"), engines[1].begin() as waiting:
+            waiting.execute(sqlalchemy.text("SET lock_timeout = '60s'"))
+            waiting.execute(lock)
+    promise.tried(len(still.get_all_studies()) == 1, "it does not go on")
+    release(still)
+    release(other)
 
 
 def test_workers_started_together_on_every_kind_of_storage(
