@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import quantune
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = sorted([*(ROOT / "quantune").rglob("*.py"), *(ROOT / "mlir_passes").rglob("*.py")])
 
@@ -33,11 +35,11 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.config": names(".bits .numerics"),
     "quantune.versions": names("quantune"),
     "quantune.space": names("optuna .bits .config .numerics"),
-    "quantune.numerics": names("numpy scipy mlir_passes.network"),
+    "quantune.numerics": names("numpy mlir_passes.network"),
     "quantune.factory": set(),
     "quantune.data": names("numpy PIL sklearn .factory .process"),
     "quantune.guard": set(),
-    "quantune.files": names("quantune .guard .model .process"),
+    "quantune.files": names(".guard .model .process"),
     "quantune.model": names("numpy torch_mlir mlir_passes mlir_passes.network"),
     "quantune.frontend": names("numpy torch torchvision safetensors torch_mlir .factory .files .guard .model .zoo"),
     "quantune.zoo": names("numpy torch rich safetensors .compiler .data .frontend .process"),
@@ -45,45 +47,44 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.constants": names("numpy mlir_passes.network .numerics"),
     "quantune.plan": names("numpy mlir_passes.network .bits .config .constants .numerics"),
     "quantune.refine": names("numpy torch mlir_passes.network .constants .numerics .plan"),
-    "quantune.refining": names("numpy quantune .compiler .constants .plan .refine"),
+    "quantune.refining": names("numpy .compiler .constants .plan .refine"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
     "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
-    "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .config .plan .process"),
+    "quantune.compiler": names("numpy iree torch_mlir mlir_passes .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
     "quantune.device": names("numpy quantune .compiler .process .runtime"),
     "quantune.search": names(
-        "numpy scipy optuna sqlalchemy grpc xgboost mlir_passes.network .config .interrupts .numerics .process .space"
+        "numpy scipy optuna sqlalchemy grpc xgboost .config .interrupts .numerics .process .space"
     ),
-    "quantune.report": names("numpy jinja2 matplotlib pydantic .config .search"),
+    "quantune.report": names("jinja2 matplotlib pydantic .search"),
     "quantune.request": names(".config .data"),
     "quantune.builder": names(
-        "numpy quantune mlir_passes.network .calibration .compiler .config .constants .data .model .plan .process"
+        "numpy mlir_passes.network .calibration .compiler .config .constants .data .model .plan .process"
         " .refine .refining .request .runtime .space .versions"
     ),
     "quantune.allocator": names(
         "numpy mlir_passes.network .allocation .bits .builder .config .data .numerics .plan .runtime"
     ),
-    "quantune.cluster": names("numpy distributed quantune .compiler .device .process .runtime"),
+    "quantune.cluster": names("numpy distributed .compiler .device .process .runtime"),
     "quantune.measuring": names(".cluster .compiler .device .runtime"),
     "quantune.evaluator": names("numpy .measuring .builder .compiler .config .data .process .runtime .search"),
     "quantune.screening": names("numpy scipy .compiler .config .data .evaluator .space .versions"),
     "quantune.guidance": names("optuna .evaluator .proxies .screening .search .space"),
     "quantune.reporting": names(
-        "numpy mlir_passes.network .builder .calibration .compiler .config .data .evaluator .model .numerics .plan"
-        " .report .runtime .search .space .versions"
+        "numpy mlir_passes.network .builder .compiler .config .numerics .plan .report .runtime .search .versions"
     ),
     "quantune.notices": set(),
     "quantune.outcome": names(".builder .evaluator .interrupts .notices .places .reporting .runtime .search"),
     "quantune.identity": names(".builder .compiler .data .runtime .versions"),
     "quantune.api": names(
-        "numpy torch .allocator .builder .calibration .compiler .config .data .evaluator .frontend .model"
-        " .notices .outcome .places .plan .process .files .guidance .identity .measuring .proxies .reporting .request"
-        " .runtime .search .space .versions .zoo"
+        "torch .allocator .builder .compiler .config .data .evaluator .frontend .model"
+        " .notices .outcome .places .process .files .guidance .identity .measuring .proxies .request"
+        " .runtime .search .space .zoo"
     ),
     "quantune.rebuilding": names(".api .compiler .config .data .request .runtime"),
     "quantune.verification": names("numpy .compiler .data .process .runtime"),
     "quantune.cli": names(
-        "numpy rich optuna torch_mlir mlir_passes quantune .api .compiler .config .device .guard .interrupts .places"
+        "rich optuna torch_mlir mlir_passes .api .compiler .config .device .guard .interrupts .places"
         " .rebuilding .runtime .search .verification .versions"
     ),
     "quantune": names(".api .config .outcome .rebuilding .runtime"),
@@ -165,6 +166,16 @@ def test_imports_only_what_its_part_may(path: Path) -> None:
     assert violations(path.relative_to(ROOT), path.read_text(encoding="utf-8")) == []
 
 
+def test_every_permission_is_used() -> None:
+    used: dict[str, set[str]] = {own: set() for own in ALLOWED}
+    for path in SOURCES:
+        where = path.relative_to(ROOT)
+        own = part(".".join(where.with_suffix("").parts).removesuffix(".__init__"))
+        used[own] |= {part(name) for name, _, _ in imports(where, path.read_text(encoding="utf-8"))}
+    used["quantune"] |= {part(home) for home in quantune._HOMES.values()}  # loaded when they are first asked for
+    assert {own: unused for own, allowed in ALLOWED.items() if (unused := sorted(allowed - used[own]))} == {}
+
+
 @pytest.mark.parametrize(
     ("where", "source", "complaint"),
     [
@@ -205,7 +216,6 @@ def test_declared_and_used_packages_are_the_same() -> None:
 
 
 def test_version_is_the_declared_one() -> None:
-    import quantune
 
     assert quantune.__version__ == _project()["version"]
 
@@ -231,7 +241,6 @@ def test_import_is_light(module: str) -> None:
 
 
 def test_public_names_are_lazy_and_complete() -> None:
-    import quantune
 
     assert set(quantune.__all__) <= set(dir(quantune))
     assert quantune.QuantConfig.parse("scheme=symmetric").scheme == "symmetric"
