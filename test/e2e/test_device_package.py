@@ -96,7 +96,7 @@ def test_it_serves_without_a_compiler(machine: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr
     assert {"numpy", "quantune"} <= set(ast.literal_eval(loaded.stdout))
-    assert not set(ast.literal_eval(loaded.stdout)) & {"mlir_passes", "rich", *ABSENT}
+    assert not set(ast.literal_eval(loaded.stdout)) & {"rich", *ABSENT}
     program = compile_module(SOURCE, Target("cpu"), output_dir=tmp_path, explain=False).path
     images = tmp_path / "images.npy"
     np.save(images, np.random.default_rng(0).standard_normal((5, 2, 3, 3)).astype(np.float32))
