@@ -38,10 +38,10 @@ class Net(nn.Module):
         self.deep, self.grouped = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1, groups=2)
         self.bare_groups = nn.Conv2d(6, 6, 1, groups=2, bias=False)
         self.head, self.bare_head = nn.Linear(6, 5), nn.Linear(5, 3, bias=False)
-        self.shift = nn.Parameter(torch.randn(4, 1, 1))
+        self.shift, self.more = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(4, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.bare(torch.relu(self.dense(x))) + self.shift)
+        x = torch.relu(self.bare(torch.relu(self.dense(x))) + self.shift + self.more)
         x = torch.relu(self.bare_groups(self.grouped(self.deep(x))))
         return self.bare_head(self.head(x.mean((2, 3))))
 
