@@ -216,7 +216,6 @@ def test_declared_and_used_packages_are_the_same() -> None:
 
 
 def test_version_is_the_declared_one() -> None:
-
     assert quantune.__version__ == _project()["version"]
 
 
@@ -241,7 +240,6 @@ def test_import_is_light(module: str) -> None:
 
 
 def test_public_names_are_lazy_and_complete() -> None:
-
     assert set(quantune.__all__) <= set(dir(quantune))
     assert quantune.QuantConfig.parse("scheme=symmetric").scheme == "symmetric"
     with pytest.raises(AttributeError, match="no attribute 'tune'"):
