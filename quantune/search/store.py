@@ -93,7 +93,7 @@ class Store:
 
     def _open_own(self, fingerprint: dict[str, str], direction: Direction, notice: Callable[[str], None]) -> None:
         path = self.folder / DATABASE
-        url = f"sqlite:///{path.resolve()}"
+        url = f"sqlite:///{path.absolute()}"
         try:
             created = not path.exists()
             if created:

@@ -89,7 +89,7 @@ def hold(
         started = time.process_time()
         with _watched() as seen:
             wrong = _what_went_wrong(read, data, children)
-        events = [each for each in seen if not (children and each in ("subprocess.Popen", "os.posix_spawn"))]
+        events = [each for each in seen if not (children and each.startswith(("subprocess.Popen ", "os.posix_spawn ")))]
         if events:
             wrong = f"ran {events[0]}"
         elif time.process_time() - started > SECONDS:
@@ -104,6 +104,8 @@ def _what_went_wrong(read: Callable[[bytes], object], data: bytes, children: boo
     except QuantuneError as error:
         line = str(error)
         return None if line.strip() and len(line) < 20_000 else f"an error of {len(line)} characters"
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -75,3 +75,8 @@ def test_a_database_that_is_locked_is_left_alone(tmp_path: Path, monkeypatch: py
         with pytest.raises(UsageError, match=r"study\.db: another program keeps it locked"):
             tune(measure, tmp_path, space=ONE_AXIS, max_trials=1)
     assert not list(tmp_path.glob("*damaged*"))
+
+
+def test_a_link_to_itself_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "study.db").symlink_to("study.db")
+    assert len(tune(measure, tmp_path, space=ONE_AXIS, max_trials=1).trials) == 1
