@@ -1,4 +1,4 @@
-"""Which candidate to measure next, given what has been measured: models, constraints and expected improvement."""
+"""Which candidate to measure next, given what has been measured: models, constraints and the worth of a trial."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class Past:
     merit: np.ndarray
 
 
-def foresight(past: Past, candidates: Candidates, *, seed: int, options: CostModelOptions) -> np.ndarray:
+def foresight(past: Past, candidates: Candidates) -> np.ndarray:
     """The score (n,) expected of each candidate of a model that has measured nothing yet."""
     none = past.x[:0], past.place[:0]
     nothing = Observations(*none, past.score[:0], *none, merit=past.score[:0])
-    return np.mean([mean for mean, _ in _with_past(nothing, past, candidates, seed, options)], axis=0)
+    return _with_past(nothing, past, candidates)[0]
 
 
 def acquisition(
@@ -79,10 +79,10 @@ def acquisition(
 ) -> np.ndarray:
     """The worth of measuring each candidate, shape (n,), larger first.
 
-    Expected improvement over the best value that keeps all constraints, times the probability of keeping them and of
-    not failing. While nothing keeps the constraints, finding something that does is all. Candidates with poor odds come
-    after all others: where little improvement is expected anywhere, the product alone would gamble on them again and
-    again. past: rows of other models on the scale of seen.value.
+    What improvement over the best value that keeps all constraints is worth, times the probability of keeping them and
+    of not failing. While nothing keeps the constraints, finding something that does is all. Candidates with poor odds
+    come after all others: where little improvement is expected anywhere, the product alone would gamble on them again
+    and again. past: rows of other models on the scale of seen.value.
     """
     novelty = _novelty(candidates.place, np.vstack([seen.place, seen.failed_place]))
     odds = np.ones(len(candidates.x))
@@ -92,14 +92,11 @@ def acquisition(
         odds *= _probability_kept(limits, seen, candidates, novelty, seed + 1 + offset, options)
     if len(seen.failed):
         odds *= _probability_measured(seen, candidates, seed, options)
-    if not kept.any():
-        worth = odds
-    else:
-        worth = odds * _expected_improvement(seen, past, kept, candidates, novelty, seed, options)
+    worth = odds * _improvement(seen, past, kept, candidates, novelty, seed, options) if kept.any() else odds
     return np.where(odds < POOR_ODDS * odds.max(), worth - HOPELESS, worth)
 
 
-def _expected_improvement(
+def _improvement(
     seen: Observations,
     past: Past | None,
     kept: np.ndarray,
@@ -108,16 +105,21 @@ def _expected_improvement(
     seed: int,
     options: CostModelOptions,
 ) -> np.ndarray:
-    """The mean of what the trees and the Gaussian process expect: where they differ, both get their turn."""
-    if past is None:
-        # Ranks, because a quantized network that collapses is arbitrarily bad: squared error would be spent on losers.
-        target = rankdata(seen.value) / len(seen.value)
-        guides = _alone(target, seen, candidates, novelty, seed, options)
-    else:
-        target = seen.value
-        guides = _with_past(seen, past, candidates, seed, options)
+    """With past studies the probability of an improvement, without any the improvement to be expected.
+
+    Other models tell the scale of the values, so that the probability can be trusted; it needs fewer trials to the best
+    than the expectation, which gambles on what is unlike anything measured. Without them the mean of what the trees
+    and the Gaussian process expect: where they differ, both get their turn.
+    """
+    if past is not None:
+        mean, std = _with_past(seen, past, candidates)
+        z = (mean - float(seen.value[kept].max())) / std
+        return norm.cdf(z) + 1e-9 * z  # z decides where the probability underflows
+    # Ranks, because a quantized network that collapses is arbitrarily bad: squared error would be spent on losers.
+    target = rankdata(seen.value) / len(seen.value)
     best = float(target[kept].max())
     worth = np.zeros(len(candidates.x))
+    guides = _alone(target, seen, candidates, novelty, seed, options)
     for mean, std in guides:
         z = (mean - best) / std
         worth += std * (z * norm.cdf(z) + norm.pdf(z)) + 1e-9 * mean  # the mean decides where improvement underflows
@@ -142,10 +144,8 @@ def _alone(
     return [trees, (mean + ahead, std)]
 
 
-def _with_past(
-    seen: Observations, past: Past, candidates: Candidates, seed: int, options: CostModelOptions
-) -> list[Prediction]:
-    """What trees and a Gaussian process, each trained on the rows of all models, say of the candidates."""
+def _with_past(seen: Observations, past: Past, candidates: Candidates) -> Prediction:
+    """What a Gaussian process over the rows of all models says of the candidates."""
     x, place = np.vstack([past.x, seen.x]), np.vstack([past.place, seen.place])
     study = np.concatenate([past.study, np.full(len(seen.x), -1)])
     y, ahead = np.concatenate([past.score, seen.value]), np.zeros(len(candidates.x))
@@ -153,13 +153,10 @@ def _with_past(
         merit = np.concatenate([past.merit, seen.merit])
         slope, center = _slope_within(merit, y, study), float(merit.mean())
         y, ahead = y - slope * (merit - center), slope * (candidates.merit - center)
-    own = (study == -1)[:, None]
-    trees = CostModel(seed=seed, options=options).fit(np.hstack([x, own]), y)
-    mean, std = trees.predict(np.hstack([candidates.x, np.ones((len(candidates.x), 1))]))
     k = place.shape[1]  # the columns behind the configuration's are features
     process = Kriging(place, x[:, k:], study, y, variance=PAST_VARIANCE)
-    kriged, unsure = process.predict(candidates.place, candidates.x[:, k:], -1)
-    return [(mean + ahead, std + 1e-3), (kriged + ahead, unsure)]
+    mean, std = process.predict(candidates.place, candidates.x[:, k:], -1)
+    return mean + ahead, std
 
 
 def _slope_within(merit: np.ndarray, target: np.ndarray, study: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""An Optuna sampler that proposes the point an XGBoost ensemble expects most of."""
+"""An Optuna sampler that proposes the point of which an XGBoost ensemble and a Gaussian process expect most."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ STARTUPS_WITH_PRIOR = 8
 
 
 class XGBoostSampler(BaseSampler):
-    """Proposes what the cost model expects most of, from everything the study knows.
+    """Proposes what the models expect most of, from everything the study knows.
+
+    Boosted trees and a Gaussian process, as `quantune.search.acquisition` has them; where studies of other models tell
+    of the space, the process alone, which is the better reader of many models' rows.
 
     The sampler keeps no state: its randomness derives from `seed` and the trial's number, and all else is read from the
     study. So a resumed study continues as if it had not stopped, and several workers may share one study (points that
@@ -141,7 +144,7 @@ class XGBoostSampler(BaseSampler):
         if past is None:
             return int(rng.integers(len(points)))
         candidates = self._encoded(points, self._encoder(space))
-        return _argmax(foresight(past, candidates, seed=self._seed % 2**63, options=self._model), rng)
+        return _argmax(foresight(past, candidates), rng)
 
     def _candidates(
         self, history: _History, space: Mapping[str, BaseDistribution], rng: np.random.Generator

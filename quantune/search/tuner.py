@@ -2,7 +2,7 @@
 
 What the study models. Its value is the metric itself (accuracy, milliseconds or bytes) and, when the objective is
 latency or size, the accuracy bound is an Optuna constraint ("accuracy_drop", kept when 0 or less). So the sampler
-learns accuracy and latency each by its own model and multiplies expected improvement by the probability of keeping the
+learns accuracy and latency each by its own model and multiplies the worth of an improvement by the odds of keeping the
 bound, rather than one penalised number that has a cliff in it; Optuna's TPE and genetic samplers honour the same
 constraint.
 

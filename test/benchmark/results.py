@@ -1,7 +1,7 @@
 """Writes docs/results.md and its plots from what the other benchmarks measured.
 
   python test/benchmark/results.py [--tables FILE …] [--compiled REPLAY.json] [--authors REPLAY.json]
-                                   [--peers PEERS.json] [--docs FOLDER]
+                                   [--all REPLAY.json] [--peers PEERS.json] [--docs FOLDER]
 
 FILEs are of test/benchmark/table.py, REPLAYs of test/benchmark/search_replay.py --json, PEERS of
 test/benchmark/peers.py --json; without options those in docs/results are used. New ones are put there, without the
@@ -33,6 +33,11 @@ REPLAYS = {
     "authors": (
         "ImageNet accuracies measured by the authors of Quantune, four models",
         "search_replay.py quantune_imagenet.csv --seeds {seeds}",
+    ),
+    "all": (
+        "The same four models, with ours among those to learn from",
+        "search_replay.py quantune_imagenet.csv docs/results/tables.json --seeds {seeds} "
+        "--models ShuffleNet,MobileNet,googlenet_slim_v4,resnet18",
     ),
 }
 PEERS = ("onnxruntime", "openvino")

@@ -1,4 +1,4 @@
-"""The worth of a candidate: expected improvement by its definition, odds and lines through a prior by hand."""
+"""The worth of a candidate: improvements by their definition, odds and lines through a prior by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from quantune.search import acquisition as module
-from quantune.search.acquisition import HOPELESS, NOVELTY, POOR_ODDS, Candidates, Observations, acquisition
+from quantune.search.acquisition import (
+    HOPELESS,
+    NOVELTY,
+    PAST_VARIANCE,
+    POOR_ODDS,
+    Candidates,
+    Observations,
+    Past,
+    acquisition,
+    foresight,
+)
 from quantune.search.cost_model import CostModelOptions
+from quantune.search.kriging import Kriging
 
 OPTIONS = CostModelOptions()
 NOTHING = np.zeros((0, 2))
@@ -44,6 +55,55 @@ def test_expected_improvement_over_the_best_that_keeps_the_bounds(monkeypatch: p
     assert found == pytest.approx(np.array(expected) * [1.0, 0.5, 0.9], rel=1e-6)
 
 
+def elsewhere() -> Past:
+    """Four rows of two other models, each with one column behind its place."""
+    place = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    x = np.hstack([place, [[0.5], [0.1], [np.nan], [0.7]]])
+    return Past(x, place, np.array([0, 0, 1, 1]), np.array([-3.0, -1.0, -2.0, -0.5]), np.full(4, np.nan))
+
+
+def test_with_past_studies_the_probability_of_an_improvement_by_its_definition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mean, std = np.array([-1.0, 0.5, -40.0]), np.array([0.5, 2.0, 0.1])
+    monkeypatch.setattr(module, "_with_past", lambda *_: (mean, std))
+    monkeypatch.setattr(module, "_probability_kept", lambda *_: np.array([1.0, 0.5, 0.9]))
+    # The largest value breaks its bound, so that -1 is to be improved on; values are scores already, not ranked.
+    found = acquisition(seen([-3, -1, 7], a=[-1, 0, 0.1]), ahead(3), seed=0, options=OPTIONS, past=elsewhere())
+    over = [quad(lambda v, m=m, s=s: norm.pdf(v, m, s), -1, m + 12 * s)[0] for m, s in zip(mean, std, strict=True)]
+    expected = np.array(over[:2]) * [1.0, 0.5]
+    assert found[:2] == pytest.approx(expected, rel=1e-6)
+    assert -1e-6 < found[2] < 0  # nothing left of the probability: the distance decides
+
+
+def test_past_rows_and_own_ones_meet_in_one_process() -> None:
+    past, points = elsewhere(), np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.0]])
+    own = Observations(np.array([[1.0, 0.0, 0.3]]), np.array([[1.0, 0.0]]), np.array([-1.5]), NOTHING, NOTHING)
+    candidates = Candidates(np.hstack([points, [[0.2], [0.4], [0.6]]]), points)
+    process = Kriging(
+        np.vstack([past.place, own.place]),
+        np.vstack([past.x[:, 2:], own.x[:, 2:]]),
+        np.array([0, 0, 1, 1, -1]),
+        np.append(past.score, -1.5),
+        variance=PAST_VARIANCE,
+    )
+    mean, std = process.predict(points, candidates.x[:, 2:], -1)
+    found = acquisition(own, candidates, seed=3, options=OPTIONS, past=past)
+    assert found == pytest.approx(norm.cdf((mean + 1.5) / std), abs=1e-6)
+    alone = Kriging(past.place, past.x[:, 2:], past.study, past.score, variance=PAST_VARIANCE)
+    assert foresight(past, candidates) == pytest.approx(alone.predict(points, candidates.x[:, 2:], -1)[0])
+
+
+def test_past_merits_tell_what_a_merit_is_worth() -> None:
+    past, points = elsewhere(), np.array([[0.0, 0.0], [1.0, 1.0]])
+    known = Past(past.x, past.place, past.study, 2.0 * np.arange(4.0), np.arange(4.0))
+    x = np.hstack([points, [[0.3], [0.3]]])
+    low, high = (foresight(known, Candidates(x, points, np.array([0.0, m]))) for m in (1.0, 2.0))
+    assert low[0] == pytest.approx(high[0])
+    assert high[1] - low[1] == pytest.approx(module._slope_within(known.merit, known.score, known.study))
+    assert high[1] > low[1]
+
+
 def test_without_anything_that_keeps_the_bounds_the_odds_are_all(monkeypatch: pytest.MonkeyPatch) -> None:
     odds = {1: np.array([1.0, 0.6, 0.2]), 2: np.array([0.9, 0.5, 1.0])}
     monkeypatch.setattr(module, "_probability_kept", lambda *given: odds[given[4]])
@@ -53,7 +113,7 @@ def test_without_anything_that_keeps_the_bounds_the_odds_are_all(monkeypatch: py
 
 def test_a_failed_neighbour_lowers_the_odds_and_poor_odds_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_probability_measured", lambda *_: np.array([1.0, 0.26, 0.24]))
-    monkeypatch.setattr(module, "_expected_improvement", lambda *_: np.array([1.0, 2.0, 3.0]))
+    monkeypatch.setattr(module, "_improvement", lambda *_: np.array([1.0, 2.0, 3.0]))
     one = np.ones((1, 2))
     rows = seen([1, 2])
     failed = Observations(rows.x, rows.place, rows.value, one, one)
