@@ -30,7 +30,7 @@ class Console:
         # Piped output has no width of its own; a table cut to 80 columns would lose the configurations.
         # What is printed may hold brackets and colons, which are no markup and no emoji.
         self._out = RichConsole(
-            file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160
+            file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 200
         )
         self._err = RichConsole(file=own_stderr(), highlight=False, markup=False, emoji=False, quiet=quiet)
 
@@ -62,8 +62,9 @@ class Console:
         base = None if tuning.baseline is None else tuning.baseline.score
         default = next((t for t in tuning.trials if t.config == QuantConfig() and t.score is not None), None)
         table = Table(title=None, show_edge=False, pad_edge=False)
-        for heading in ("", "top-1", "points against f32", "latency ms", "size MB", "configuration"):
-            table.add_column(heading, justify="left" if heading in ("", "configuration") else "right", no_wrap=True)
+        for heading in ("", "top-1", "points against f32", "latency ms", "size MB"):
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column("configuration", overflow="fold")  # long ones break, so that no number is cut
         rows: list[tuple[str, TuningTrial | None]] = [
             ("f32", tuning.baseline),
             ("default int8", default),
