@@ -14,6 +14,7 @@ from mlir_passes.network import FLOAT, INPUT, Network, Node
 from quantune.builder import Builder
 from quantune.compiler.provenance import Measured
 from quantune.config import QuantConfig
+from quantune.constants import Constant
 from quantune.numerics import affine
 from quantune.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
@@ -91,7 +92,8 @@ def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | N
             if plan is not None and node.name in plan.weights and node.weight is not None:
                 entry["weight_bits"] = bits_of(plan.weights[node.name])
                 entry["activation_bits"] = bits_of(plan.activations[node.inputs[0]])
-                entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name])
+                used = plan.constants.get(node.name, Constant()).weight
+                entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name], used)
             if why := _why(plan, node, ran, reasons.get(node.layer, "")):
                 entry["why"] = why
             rows.append(entry)
@@ -221,8 +223,10 @@ def _why(plan: QuantizationPlan | None, node: Node, ran: str, reason: str) -> st
     return reason or "quantized, but the compiler runs it in float"
 
 
-def _weight_sqnr(weight: np.ndarray, params: affine.QuantParams) -> float:
+def _weight_sqnr(weight: np.ndarray, params: affine.QuantParams, refined: np.ndarray | None) -> float:
+    """How well a layer keeps its weight in dB. refined: what it computes with where that is not the weight rounded."""
     exact = weight.astype(np.float64)  # the squares of large weights are no f32
-    error = exact - affine.dequantize(affine.quantize(weight, params), params)
+    used = weight if refined is None else refined
+    error = exact - affine.dequantize(affine.quantize(used, params), params)
     signal, noise = float(np.square(exact).sum()), float(np.square(error).sum())
     return round(10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30))), 2)

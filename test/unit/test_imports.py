@@ -71,7 +71,8 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.screening": names("numpy scipy .compiler .config .data .evaluator .space .versions"),
     "quantune.guidance": names("optuna .evaluator .proxies .screening .search .space"),
     "quantune.reporting": names(
-        "numpy mlir_passes.network .builder .compiler .config .numerics .plan .report .runtime .search .versions"
+        "numpy mlir_passes.network .builder .compiler .config .constants .numerics .plan .report .runtime .search"
+        " .versions"
     ),
     "quantune.notices": set(),
     "quantune.outcome": names(".builder .evaluator .interrupts .notices .places .reporting .runtime .search"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlir_passes.network import Network, Node
+from quantune.constants import Constant
 from quantune.numerics.affine import QuantParams
 from quantune.plan import QuantizationPlan
 from quantune.reporting import layer_table
@@ -56,6 +57,17 @@ def test_bits_work_and_noise_of_each_layer() -> None:
     assert rows["s"] == {"kind": "math.erf", "executed": "f32", "macs": 0, "why": "no integer form of this operation"}
     why = "the first and the last layer stay f32 (mixed)"
     assert rows["m"] == {"kind": "matmul", "executed": "f32", "macs": 2, "why": why}
+
+
+def test_refined_weights_are_compared_with_the_own_ones() -> None:
+    """What a layer computes with counts, and not what rounding would have made of its weight."""
+    refined = np.array([[[[0.5]], [[1.0]]], [[[0.5]], [[-0.5]]]], np.float32)
+    plan = QuantizationPlan({"x": params(0.1)}, {"c": params(0.5)}, constants={"c": Constant(weight=refined)})
+    noise = 10 * np.log10((0.0625 + 1 + 0.25) / (0.0625 + 0.25))
+    assert table(plan, c="i8")["c"]["sqnr_db"] == pytest.approx(noise, abs=0.005)
+    bias = QuantizationPlan(plan.activations, plan.weights, constants={"c": Constant(bias=np.ones(2, np.float32))})
+    unrefined = QuantizationPlan(plan.activations, plan.weights)
+    assert table(bias, c="i8")["c"]["sqnr_db"] == table(unrefined, c="i8")["c"]["sqnr_db"] > noise
 
 
 def test_what_is_not_quantized_and_what_the_compiler_made_of_it() -> None:
