@@ -35,7 +35,7 @@ from quantune.search.progress import Budget, TuningEvent
 from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
-from quantune.space import PARAMETERS, distributions
+from quantune.space import DEFAULT_SPACE, configs, distributions, parameters
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ def compile(
     max_trials: int | None = None,
     time_budget_s: float | None = None,
     out: Path | str = "quantune-out",
+    space: str = DEFAULT_SPACE,
     sampler: str = "xgboost",
     seed: int = 0,
     threads: int = 1,
@@ -92,6 +93,7 @@ def compile(
 
     model: a reference (torchvision:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir), a torch module or an exported program.
     calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
+    space: paper, or wide, which has all clip rules, weight ranges and bias correction too (docs/search.md).
     transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
     measured. storage: a database whose trials workers share (docs/workers.md). retry_failed: measure again what failed.
@@ -108,6 +110,7 @@ def compile(
     goal = Objective(objective, max_drop)
     Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
     check_strategy(sampler, seed)
+    points, precisions = configs(space), parameters(space)["precision"]
     wanted = BitsWanted(weight_bits, size_budget, scorer)
     memory.check(memory_limit)
     if not isinstance(threads, int) or threads < 1:
@@ -140,14 +143,15 @@ def compile(
         proxies = Proxies(imported.network, builder.scales, builder.statistics)
         if size_budget is not None:
             progress.on_stage("scoring the layers")
-        base = QuantConfig() if size_budget is None else proxies.best()
+        base = QuantConfig() if size_budget is None else proxies.best(points)
         bits = wanted.candidates(builder, base)
         # Layers that stay f32 would break a budget.
-        precisions = ("int8",) if size_budget is not None else PARAMETERS["precision"]
+        precisions = ("int8",) if size_budget is not None else precisions
         first = [replace(base, bits=each) for each in bits]
         builder.prepare(first[:1])
-        builder.prepare(proxies.upcoming(first, precisions, max_trials, STARTUPS_WITH_PRIOR, builder.identity))
-        searched = distributions(bits, precisions)
+        progress.on_stage(f"predicting {len(points)} configurations")
+        builder.prepare(proxies.upcoming(first, precisions, max_trials, STARTUPS_WITH_PRIOR, builder.identity, points))
+        searched = distributions(bits, precisions, space)
         screen = sampler == "xgboost" and (max_trials is None or max_trials > len(first))
         hooks = progress.on_stage, progress.on_screening
         known = guide(evaluator, proxies, searched, *hooks, screen=screen, transfer=transfer)

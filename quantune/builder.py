@@ -155,7 +155,7 @@ class Builder:
         limits = (calibration.SAMPLES, calibration.FIRST_IMAGE_SAMPLES, calibration.POWER_IMAGES)
         sampling = (limits, self._sizes, tensors)
         compiler = importlib.metadata.version("iree-base-compiler")
-        key = content_key(self.model.bytecode, images.fingerprint, repr(sampling), compiler)
+        key = content_key(calibration.FORMAT, self.model.bytecode, images.fingerprint, repr(sampling), compiler)
         known = self.cache.read(key, ".npz", Statistics.from_bytes)
         if known is not None:
             return known
@@ -270,6 +270,7 @@ class Builder:
         """The numbers of a configuration before any refinement; None for a float one."""
         if config.is_float:
             return None
+        config = replace(config, bias="none")
         if config not in self._plans:
             seen = min(config.calib, self.statistics.available)  # more than there are images give the same statistics
             ranges = self._ranges.setdefault(seen, {})

@@ -27,6 +27,8 @@ SAMPLES = 1 << 12
 """Values of one tensor that one image adds to its histogram, besides the extremes."""
 POWER_IMAGES = 64
 """Images whose channel powers are averaged: enough for a prediction, little work."""
+FORMAT = "2"
+"""Of what is collected: statistics in the cache that have another one are not taken."""
 GROUP_IMAGES = 16
 """Images that are counted at once: fewer and larger steps."""
 
@@ -53,12 +55,13 @@ class Statistics:
     """What was seen on the first images, for each number of images asked for.
 
     available: number of calibration images there were. by_size: images asked for -> tensor name -> histogram.
-    power: tensor name -> mean square of each channel, f64[c], on the first POWER_IMAGES images.
+    power, mean: tensor name -> mean square and mean of each channel, f64[c], on the first POWER_IMAGES images.
     """
 
     available: int
     by_size: Mapping[int, Mapping[str, Histogram]]
     power: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    mean: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def at(self, calib: int) -> Mapping[str, Histogram]:
         """The histograms for ``calib`` images asked for. Raises UsageError for a number that was not collected."""
@@ -70,7 +73,8 @@ class Statistics:
     def to_bytes(self) -> bytes:
         """The statistics as an .npz file."""
         arrays: dict[str, NDArray] = {"available": np.asarray(self.available)}
-        arrays |= {f"power/{name}": value for name, value in self.power.items()}
+        for kind, channels in (("power", self.power), ("mean", self.mean)):
+            arrays |= {f"{kind}/{name}": value for name, value in channels.items()}
         for size, histograms in self.by_size.items():
             for name, histogram in histograms.items():
                 arrays |= {f"{size}/{name}/{key}": value for key, value in histogram.to_arrays().items()}
@@ -88,16 +92,16 @@ class Statistics:
         except (OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"no statistics: {error}") from error
         nested: dict[int, dict[str, dict[str, NDArray]]] = {}
-        power: dict[str, NDArray[np.float64]] = {}
+        channels: dict[str, dict[str, NDArray[np.float64]]] = {"power": {}, "mean": {}}
         for path, array in arrays.items():
             size, rest = path.split("/", 1)
-            if size == "power":
-                power[rest] = array
+            if size in channels:
+                channels[size][rest] = array
                 continue
             name, key = rest.rsplit("/", 1)
             nested.setdefault(int(size), {}).setdefault(name, {})[key] = array
         made = {s: {n: Histogram.from_arrays(a) for n, a in named.items()} for s, named in nested.items()}
-        return cls(available, made, power)
+        return cls(available, made, **channels)
 
 
 def collect(
@@ -121,14 +125,14 @@ def collect(
     wanted = sorted(set(sizes))
     histograms: dict[str, Histogram] = {}
     by_size: dict[int, Mapping[str, Histogram]] = {}
-    power: dict[str, NDArray[np.float64]] = {}
+    channels: dict[str, NDArray[np.float64]] = {}
     done = 0
     for seen in _in_order(lambda group: _see(run, summarizer, group), _groups(batches, wanted), threads):
         for name, histogram in seen.histograms.items():
             histograms.setdefault(name, Histogram()).merge(histogram)
-        for powers in seen.powers:
-            for name, value in powers.items():
-                power[name] = power.get(name, 0.0) + value
+        for each in seen.channels:
+            for name, value in each.items():
+                channels[name] = channels.get(name, 0.0) + value
         for _ in range(seen.images):
             done += 1
             on_image(done)
@@ -138,8 +142,9 @@ def collect(
         raise UsageError("calibration: there are no images")
     for size in wanted:
         by_size.setdefault(size, histograms)
-    seen_power = min(done, POWER_IMAGES)
-    return Statistics(available, by_size, {name: total / seen_power for name, total in power.items()})
+    averages = {name: total / min(done, POWER_IMAGES) for name, total in channels.items()}
+    power, mean = ({name: average[row] for name, average in averages.items()} for row in (0, 1))
+    return Statistics(available, by_size, power, mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +157,14 @@ class _Group:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What a group's images gave; powers: one mapping an image, since their sum depends on the order."""
+    """What a group's images gave.
+
+    channels: one mapping an image, since their sum depends on the order; of each tensor f64[2, c], power and mean.
+    """
 
     images: int
     histograms: Mapping[str, Histogram]
-    powers: Sequence[Mapping[str, NDArray[np.float64]]]
+    channels: Sequence[Mapping[str, NDArray[np.float64]]]
 
 
 def _groups(batches: Iterable[NDArray[np.float32]], wanted: Sequence[int]) -> Iterator[_Group]:
@@ -201,7 +209,7 @@ def _see(
     group: _Group,
 ) -> _Seen:
     samples: dict[str, list[NDArray[np.float32]]] = {}
-    powers: list[Mapping[str, NDArray[np.float64]]] = []
+    channels: list[Mapping[str, NDArray[np.float64]]] = []
     rows: list[NDArray[np.float32]] = []
     index = group.first
     for batch in group.batches:
@@ -214,7 +222,7 @@ def _see(
             for name, values in tensors.items():
                 samples.setdefault(name, []).extend(_sample(name, values[j], index))
             if index < POWER_IMAGES:
-                powers.append({name: _channel_power(values[j]) for name, values in tensors.items()})
+                channels.append({name: _of_channels(values[j]) for name, values in tensors.items()})
             index += 1
     if summarizer is not None and rows:
         summary = np.concatenate(rows)
@@ -223,7 +231,7 @@ def _see(
     histograms = {name: Histogram() for name in samples}
     for name, parts in samples.items():
         histograms[name].add(np.concatenate(parts))
-    return _Seen(index - group.first, histograms, powers)
+    return _Seen(index - group.first, histograms, channels)
 
 
 def _columns(
@@ -257,10 +265,11 @@ def _places(sizes: Mapping[str, int]) -> Iterator[tuple[str, slice]]:
         column += width
 
 
-def _channel_power(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The mean square of each channel of one image's tensor [c, ...]."""
+def _of_channels(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean square and mean of each channel of one image's tensor [c, ...]: f64[2, c]."""
     flat = values.reshape(len(values), -1)
-    return np.einsum("cp,cp->c", flat, flat, dtype=np.float64) / flat.shape[1]
+    power = np.einsum("cp,cp->c", flat, flat, dtype=np.float64) / flat.shape[1]
+    return np.stack([power, flat.mean(axis=1, dtype=np.float64)])
 
 
 def _sample(name: str, values: NDArray[np.float32], index: int) -> list[NDArray[np.float32]]:

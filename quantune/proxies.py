@@ -10,13 +10,17 @@ judged by its own power: one of small range drowns in the rounding of a large on
 which undo its range, amplify that. Independent noise adds up along a network, so the prediction is -10·log10 of the sum
 over layers of the mean of min(r_o, 1). κ comes from the histogram of the largest calibration set, whatever the
 configuration calibrates with, so that a range seen on one image is judged by all of them.
+
+Of the last sum, the part that the inputs' means M make is the same for every image. Where rounding alone makes δW it is
+Σ_c M_c²·Σ δW², which is in the sum. Weights beyond a cut range all lose in size, and what chose refined weights had
+their sum in view: there the part is (Σ_c M_c·Σ δW)² itself. Bias correction takes it out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +30,7 @@ from mlir_passes.network import Network, Node
 from quantune import space
 from quantune.calibration import Statistics
 from quantune.config import QuantConfig
+from quantune.constants import Constant
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
@@ -36,6 +41,9 @@ from quantune.plan import QuantizationPlan
 FEATURES = ("predicted_db", "rounding_db", "clipping_db", "weight_db", "worst_layer_db")
 ARCHITECTURE = ("log_macs", "log_parameters", "layers", "depthwise", "pointwise", "adds", "concats")
 _FLOOR = 1e-12
+_LEFT = {"none": 1.0, "fast": 0.5, "sequential": 0.0}
+"""What bias correction leaves of the weights' part of the mean, by ``bias``. For fast it is no derivation: layer by
+layer it takes all of it, yet gained about half of what sequential did on three networks (docs/numerics.md)."""
 
 
 class Proxies:
@@ -44,12 +52,13 @@ class Proxies:
     def __init__(
         self, network: Network, plan: Callable[[QuantConfig], QuantizationPlan | None], statistics: Statistics
     ) -> None:
-        self._network, self._plan, self._power = network, plan, statistics.power
+        self._network, self._plan = network, plan
+        self._power, self._mean = statistics.power, statistics.mean
         self._reference = statistics.by_size[max(statistics.by_size)]
         self._architecture = tuple(architecture(network).values())
         self._known: dict[QuantConfig, tuple[float, ...]] = {}
-        self._weights: dict[tuple[str, QuantParams], NDArray[np.float64]] = {}
-        self._layers: dict[tuple[str, QuantParams, QuantParams], tuple[float, float, float, float]] = {}
+        self._weights: dict[tuple[str, QuantParams, Constant | None], tuple[NDArray[np.float64], ...]] = {}
+        self._layers: dict[_Layer, tuple[float, float, float, float]] = {}
 
     def features(self, params: Mapping[str, Any]) -> tuple[float, ...]:
         """FEATURES and ARCHITECTURE of a trial's parameters."""
@@ -59,9 +68,9 @@ class Proxies:
         """The predicted signal-to-noise ratio of the output in dB; larger is better."""
         return self._predict(space.from_params(params))[0]
 
-    def best(self) -> QuantConfig:
-        """The configuration of level 1, integers throughout, that is predicted to have the least noise."""
-        return max((c for c in space.LEVEL1 if c.precision == "int8"), key=lambda c: self._predict(c)[0])
+    def best(self, configs: Sequence[QuantConfig] = space.LEVEL1) -> QuantConfig:
+        """The configuration, integers throughout, that is predicted to have the least noise."""
+        return max((c for c in configs if c.precision == "int8"), key=lambda c: self._predict(c)[0])
 
     def upcoming(
         self,
@@ -70,14 +79,15 @@ class Proxies:
         trials: int | None,
         by_prior: int,
         identity: Callable[[QuantConfig], str],
+        configs: Sequence[QuantConfig] = space.LEVEL1,
     ) -> list[QuantConfig]:
         """The first configurations that a search will measure, then one of each further program that it may need.
 
         The search begins with ``first`` and goes on by the prior, for ``by_prior`` trials or until it ends with
-        ``trials``; of configurations of one identity it measures one. Behind these, all configurations of level 1 with
-        these precisions differ from one of the returned in numbers only.
+        ``trials``; of configurations of one identity it measures one. Behind these, all ``configs`` with these
+        precisions differ from one of the returned in numbers only.
         """
-        known = [replace(c, bits=first[0].bits) for c in space.LEVEL1 if c.precision in precisions]
+        known = [replace(c, bits=first[0].bits) for c in configs if c.precision in precisions]
         order = [*first, *sorted(known, key=lambda c: -self._predict(c)[0])]
         measured: dict[str, QuantConfig] = {}
         for config in order:
@@ -94,28 +104,29 @@ class Proxies:
         if config not in self._known:
             plan = self._plan(config)
             assert plan is not None
-            parts = np.array([self._layer(node, plan) for node in self._network.layers if node.name in plan.weights])
+            layers = [_Layer.of(node, plan, config) for node in self._network.layers if node.name in plan.weights]
+            parts = np.array([self._layer(layer) for layer in layers])
             totals = parts.sum(axis=0) if len(parts) else np.zeros(4)
             worst = float(parts[:, 0].max()) if len(parts) else 0.0
             self._known[config] = (*(_decibel(total) for total in totals), _decibel(worst))
         return self._known[config]
 
-    def _layer(self, node: Node, plan: QuantizationPlan) -> tuple[float, float, float, float]:
+    def _layer(self, layer: _Layer) -> tuple[float, float, float, float]:
         """Mean over output channels of min(r, 1): in all, and of rounding, clipping and weights alone."""
-        key = node.name, plan.activations[node.inputs[0]], plan.weights[node.name]
-        if key not in self._layers:  # configurations differ in few of them
-            self._layers[key] = self._noises(node, key[1], key[2])
-        return self._layers[key]
+        if layer not in self._layers:  # configurations differ in few of them
+            self._layers[layer] = self._noises(self._network.by_name[layer.name], layer)
+        return self._layers[layer]
 
-    def _noises(self, node: Node, x: QuantParams, w: QuantParams) -> tuple[float, float, float, float]:
+    def _noises(self, node: Node, layer: _Layer) -> tuple[float, float, float, float]:
         assert node.weight is not None
+        x = layer.x
         power_in, power_out = self._power[node.inputs[0]], self._output_power(node)
         squares = _taps(np.square(node.weight, dtype=np.float64), node)
         lost = clipped_share(self._reference[node.inputs[0]], x)
         channels = importance(node, power_in)
         rounding = float(x.scale) ** 2 / 12 * squares.sum(axis=1)
         clipping = lost * (squares * channels).sum(axis=1)
-        weights = (self._weight_error(node, w) * channels).sum(axis=1)
+        weights = self._weight_noise(node, layer)
         signal = np.maximum(power_out, _FLOOR)
         noises = (rounding + clipping + weights, rounding, clipping, weights)
         total, *parts = (float(np.minimum(noise / signal, 1.0).mean()) for noise in noises)
@@ -131,13 +142,52 @@ class Proxies:
         squares = _taps(np.square(node.weight, dtype=np.float64), node)
         return (squares * importance(node, self._power[node.inputs[0]])).sum(axis=1)
 
-    def _weight_error(self, node: Node, params: QuantParams) -> NDArray[np.float64]:
+    def _weight_noise(self, node: Node, layer: _Layer) -> NDArray[np.float64]:
+        """The power that a weight's error adds to each output channel."""
+        sums, squares = self._weight_error(node, layer)
+        power = importance(node, self._power[node.inputs[0]])
+        if layer.mean_left == 1 and layer.is_rounding:
+            return (squares * power).sum(axis=1)
+        mean = importance(node, self._mean[node.inputs[0]])
+        varies = (squares * np.maximum(power - mean**2, 0.0)).sum(axis=1)
+        stays = (squares * mean**2).sum(axis=1) if layer.is_rounding else (sums * mean).sum(axis=1) ** 2
+        return varies + layer.mean_left * stays
+
+    def _weight_error(self, node: Node, layer: _Layer) -> tuple[NDArray[np.float64], ...]:
+        """Of a weight's error over the kernel's taps: sum and sum of squares, each [o, c]."""
         assert node.weight is not None
-        key = (node.name, params)
+        key = (node.name, layer.w, layer.refined)
         if key not in self._weights:
-            error = node.weight - affine.dequantize(affine.quantize(node.weight, params), params)
-            self._weights[key] = _taps(np.square(error, dtype=np.float64), node)
+            used = node.weight if layer.refined is None else layer.refined.weight
+            assert used is not None
+            error = node.weight - affine.dequantize(affine.quantize(used, layer.w), layer.w)
+            self._weights[key] = _taps(error.astype(np.float64), node), _taps(np.square(error, dtype=np.float64), node)
         return self._weights[key]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What decides the predicted noise of a layer.
+
+    x, w: quantization of what it reads and of its weight. refined: what a refiner put into its place. is_rounding:
+    whether its weight's error is that of rounding alone. mean_left: the part of that error's mean that bias correction
+    leaves.
+    """
+
+    name: str
+    x: QuantParams
+    w: QuantParams
+    refined: Constant | None
+    is_rounding: bool
+    mean_left: float
+
+    @classmethod
+    def of(cls, node: Node, plan: QuantizationPlan, config: QuantConfig) -> _Layer:
+        constant = plan.constants.get(node.name)
+        refined = None if constant is None or constant.weight is None else constant
+        is_rounding = refined is None and config.weight_clip == "max"
+        x, w = plan.activations[node.inputs[0]], plan.weights[node.name]
+        return cls(node.name, x, w, refined, is_rounding, _LEFT[config.bias])
 
 
 def _program(config: QuantConfig) -> tuple[bool, str]:
@@ -171,9 +221,9 @@ def architecture(network: Network) -> dict[str, float]:
     return dict(zip(ARCHITECTURE, values, strict=True))
 
 
-def _taps(squares: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
+def _taps(values: NDArray[np.float64], node: Node) -> NDArray[np.float64]:
     """Sum over the kernel's taps: [o, c] for the c input channels of o's group."""
-    return squares if squares.ndim == 2 else squares.sum(axis=(2, 3))
+    return values if values.ndim == 2 else values.sum(axis=(2, 3))
 
 
 def _decibel(ratio: float) -> float:

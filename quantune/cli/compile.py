@@ -28,7 +28,10 @@ _SEARCH_ONLY = (
     "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget", "scorer",
     "no_transfer", "no_early_stop",
 )  # fmt: skip
-_SEARCH_DEFAULTS = {"objective": "accuracy", "max_drop": 0.01, "sampler": "xgboost", "seed": 0, "threads": 1}
+_SEARCH_DEFAULTS = {
+    "objective": "accuracy", "max_drop": 0.01, "sampler": "xgboost", "seed": 0, "threads": 1,
+    "space": "paper",
+}  # fmt: skip
 """What a search takes where an option is not given; without a search such an option is refused like the others."""
 
 EPILOG = """\
@@ -104,7 +107,12 @@ def parser() -> OneLineParser:
     search = top.add_argument_group("search")
     search.add_argument("--objective", metavar="M", help="accuracy (default), latency or size")
     search.add_argument("--max-drop", type=number, metavar="X", help="largest loss of top-1, as a fraction (0.01)")
-    search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all 96)")
+    search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all)")
+    search.add_argument(
+        "--space",
+        metavar="NAME",
+        help="paper (default): 96 configurations; wide: all clip rules, weight ranges and bias correction too, 2160",
+    )
     search.add_argument("--time-budget", type=_seconds, metavar="TIME", help="such as 90s, 10m or 1h")
     search.add_argument("--sampler", metavar="S", help="xgboost (default), random, grid, genetic or tpe")
     search.add_argument("--seed", type=count, metavar="N")
@@ -225,8 +233,9 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             arguments.model, calib=arguments.calib, eval=arguments.eval,
             target=_target(arguments), objective=arguments.objective,
             max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
-            out=folder, sampler=arguments.sampler, seed=arguments.seed, threads=arguments.threads,
-            options=_options(arguments), memory_limit=arguments.memory_limit, storage=arguments.storage,
+            out=folder, space=arguments.space, sampler=arguments.sampler, seed=arguments.seed,
+            threads=arguments.threads, options=_options(arguments), memory_limit=arguments.memory_limit,
+            storage=arguments.storage,
             retry_failed=bool(arguments.retry_failed), early_stop=not arguments.no_early_stop,
             transfer=not arguments.no_transfer, device=arguments.device, evaluate_on=arguments.evaluate_on,
             weight_bits=arguments.weight_bits,

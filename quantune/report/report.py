@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantune.config import LATER
 from quantune.errors import refused
 from quantune.report.schema import Goal, LayerRow, Measurement, Report, TrialRow
 from quantune.search.evaluate import Objective, Score, accuracy_difference, accuracy_interval
@@ -163,7 +164,7 @@ def option_effects(report: Report) -> list[tuple[str, list[tuple[str, float, int
     for name in dict.fromkeys(n for r, _ in rows for n in r.params):
         groups: dict[str, list[float]] = {}
         for row, measured in rows:
-            groups.setdefault(str(row.params.get(name)), []).append(measured.accuracy)
+            groups.setdefault(str(row.params.get(name, LATER.get(name))), []).append(measured.accuracy)
         means = [(value, statistics.fmean(group) - mean, len(group)) for value, group in groups.items()]
         if len(means) > 1:
             effects.append((name, sorted(means, key=lambda e: -e[1])))

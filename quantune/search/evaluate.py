@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantune.config import QuantConfig
+from quantune.config import CHOICES, QuantConfig
 from quantune.errors import QuantuneError, UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
@@ -152,6 +152,7 @@ def complexity(config: QuantConfig) -> tuple[int, ...]:
         CLIPS[config.clip].simplicity,
         SCHEMES[config.scheme].simplicity,
         config.calib,
+        *(tuple(CHOICES[name]).index(getattr(config, name)) for name in ("weight_clip", "bias")),
     )
 
 

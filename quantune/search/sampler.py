@@ -207,17 +207,16 @@ class XGBoostSampler(BaseSampler):
         parts = []
         for number, known in enumerate(self._past):
             kept = rows_in(known, whole)
-            rows = [known.rows[i] for i in kept]
-            if not rows or (self._prior is not None and not known.merits):
+            if not kept or (self._prior is not None and not known.merits):
                 continue
-            params = [p for p, _ in rows]
-            extra = np.full((len(rows), width), np.nan, dtype=np.float32)
+            params = list(kept.values())
+            extra = np.full((len(kept), width), np.nan, dtype=np.float32)
             if known.features and len(known.features[0]) == width:
                 extra = np.asarray([known.features[i] for i in kept], dtype=np.float32)
-            values = score(np.asarray([v for _, v in rows]), known.reference)
+            values = score(np.asarray([known.rows[i][1] for i in kept]), known.reference)
             x = np.hstack([encode.known(params), extra])
-            merit = np.asarray([known.merits[i] for i in kept] if self._prior is not None else [np.nan] * len(rows))
-            parts.append((x, encode.place(params), np.full(len(rows), number), values, merit))
+            merit = np.asarray([known.merits[i] for i in kept] if self._prior is not None else [np.nan] * len(kept))
+            parts.append((x, encode.place(params), np.full(len(kept), number), values, merit))
         return Past(*(np.concatenate(p) for p in zip(*parts, strict=True))) if parts else None
 
     def _encoder(self, space: Mapping[str, BaseDistribution]) -> Encoder:

@@ -13,6 +13,7 @@ import numpy as np
 
 from quantune.errors import UsageError
 from quantune.search.features import Params, Space
+from quantune.space import completed
 
 FORMAT = "quantune-transfer-2"
 SHIPPED = "studies.json"
@@ -82,9 +83,13 @@ def usable(
     return tuple(study.with_features(feature_names) for study in kept)
 
 
-def rows_in(study: PastStudy, space: Space) -> list[int]:
-    """The indices of the rows that are points of the space."""
-    return [i for i, (params, _) in enumerate(study.rows) if _fits(params, space)]
+def rows_in(study: PastStudy, space: Space) -> dict[int, Params]:
+    """The rows that are points of the space: index -> parameters.
+
+    A row of a smaller space is a point of a larger one, whose further parameters have their defaults in it.
+    """
+    whole = ((i, completed(params, space)) for i, (params, _) in enumerate(study.rows))
+    return {i: params for i, params in whole if params is not None and _fits(params, space)}
 
 
 def shipped() -> tuple[PastStudy, ...]:

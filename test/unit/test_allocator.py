@@ -60,6 +60,12 @@ def test_sizes_are_those_of_packed_weights(allocator: Allocator) -> None:
     assert allocator.within(weights // 4 - 1) == []
 
 
+def test_layers_are_judged_without_bias_correction(allocator: Allocator) -> None:
+    """A corrected bias depends on the widths of other layers, and the numbers of several widths are put together."""
+    config = QuantConfig(clip="kl", weight_clip="mse", bias="sequential")
+    assert Allocator(allocator.builder, config=config).config == QuantConfig(clip="kl", weight_clip="mse")
+
+
 def test_tensors_are_observed_image_by_image(allocator: Allocator) -> None:
     layers = allocator.network.layers
     for names in ([layers[1].inputs[0]], [layers[0].name, layers[2].name]):  # what calibration reads too, and what not

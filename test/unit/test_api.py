@@ -108,6 +108,8 @@ def _compile(**changes: Any) -> Callable[[Path], object]:
         (_compile(max_trials=1.5), "number of trials 1.5: expected a whole number, 1 or more"),
         (_compile(time_budget_s=float("nan")), "time budget nan s: expected more than 0"),
         (_compile(sampler="xgbost"), "sampler 'xgbost': expected one of xgboost"),
+        (_compile(space="wde"), "space 'wde': expected one of paper, wide (did you mean wide?)"),
+        (_compile(space=[]), "space '[]': expected one of paper, wide"),
         (_compile(seed="x"), "seed 'x': expected a whole number"),
     ],
 )

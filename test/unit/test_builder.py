@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +281,9 @@ def test_many_images_more_than_there_are_give_one_plan(model: ImportedModel, cac
     assert plans[1] is not None
     assert plans[0].to_json() == plans[1].to_json()
     assert set(builder._ranges) == {5}
+
+
+def test_bias_correction_shares_the_scales_and_is_another_configuration(builder: Builder) -> None:
+    corrected = replace(KL, bias="fast")
+    assert builder.scales(corrected) is builder.scales(KL)
+    assert builder.identity(corrected) != builder.identity(KL)

@@ -143,13 +143,18 @@ def test_other_archives_are_an_error() -> None:
         Statistics.from_bytes(buffer.getvalue())
 
 
-def test_power_is_the_mean_square_of_each_channel_on_the_first_images() -> None:
+def test_power_and_mean_of_each_channel_are_those_of_the_first_images() -> None:
     images = np.random.default_rng(0).normal(0, 1, (POWER_IMAGES + 3, 2, 4, 4)).astype(np.float32)
     images[:, 1] *= 3
     statistics = collect(_run, _batches(images, 5), len(images), (len(images),))
     expected = (images[:POWER_IMAGES].astype(np.float64) ** 2).mean(axis=(0, 2, 3))
     np.testing.assert_allclose(statistics.power["x"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(Statistics.from_bytes(statistics.to_bytes()).power["x"], statistics.power["x"])
+    np.testing.assert_allclose(statistics.mean["x"], images[:POWER_IMAGES].mean(axis=(0, 2, 3), dtype=float), rtol=1e-5)
+    np.testing.assert_allclose(statistics.mean["a/b.0"], 2 * statistics.mean["x"] + 1, rtol=1e-5)
+    again = Statistics.from_bytes(statistics.to_bytes())
+    for kept, read in ((statistics.power, again.power), (statistics.mean, again.mean)):
+        assert set(kept) == set(read) == {"x", "a/b.0"}
+        assert all(np.array_equal(kept[name], read[name]) for name in kept)
 
 
 def test_threads_and_groups_make_no_difference() -> None:

@@ -37,7 +37,7 @@ def test_the_numerics_page_has_the_schemes_and_rules_of_the_tables() -> None:
     table = page[page.index("| scheme |") :].partition("\n\n")[0].splitlines()[2:]
     assert table == [f"| `{s.name}` | {s.on_activations} | {s.on_weights} |" for s in SCHEMES.values()]
     table = page[page.index("| clip |") :].partition("\n\n")[0].splitlines()[2:]
-    assert table == [f"| `{r.name}` | {r.about} | {'yes' if r.searched else ''} |" for r in CLIPS.values()]
+    assert table == [f"| `{r.name}` | {r.about} | {'paper, wide' if r.searched else 'wide'} |" for r in CLIPS.values()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -49,14 +49,14 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.refine": names("numpy torch mlir_passes.network .constants .numerics .plan"),
     "quantune.refining": names("numpy .compiler .constants .plan .refine"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .bits .numerics"),
-    "quantune.proxies": names("numpy mlir_passes.network .calibration .config .numerics .plan .space"),
+    "quantune.proxies": names("numpy mlir_passes.network .calibration .config .constants .numerics .plan .space"),
     "quantune.compiler": names("numpy iree torch_mlir mlir_passes .plan .process"),
     "quantune.runtime": names("numpy iree .config .compiler .process"),
     "quantune.device": names("numpy quantune .compiler .process .runtime"),
     "quantune.search": names(
         "numpy scipy optuna sqlalchemy grpc xgboost .config .interrupts .numerics .process .space"
     ),
-    "quantune.report": names("jinja2 matplotlib pydantic .search"),
+    "quantune.report": names("jinja2 matplotlib pydantic .config .search"),
     "quantune.request": names(".config .data"),
     "quantune.builder": names(
         "numpy mlir_passes.network .calibration .compiler .config .constants .data .model .plan .process"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from mlir_passes.network import Network, Node
 from quantune.bits import BitWidths
 from quantune.calibration import Statistics
 from quantune.config import QuantConfig
+from quantune.constants import Constant
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
 from quantune.plan import QuantizationPlan, make_plan
 from quantune.proxies import ARCHITECTURE, FEATURES, Proxies, architecture, clipped_share
-from quantune.space import LEVEL1, PARAMETERS
+from quantune.space import LEVEL1, PARAMETERS, configs, to_params
 
 SIZES, PRECISIONS = (1, 1000, 10000), ("int8", "mixed")
 
@@ -31,13 +33,17 @@ def proxies() -> Proxies:
         nodes.append(Node(name, name, "conv", (source,), (1, 4, 8, 8), weight=weight, bias=np.zeros(4, np.float32)))
         source = name
     network = Network(tuple(nodes), (source,))
-    histograms, power = {}, {}
+    histograms, power, mean = {}, {}, {}
     for node in nodes:
         histograms[node.name] = Histogram()
         histograms[node.name].add(rng.standard_t(3, 4000))
-        power[node.name] = np.ones(4)
-    statistics = Statistics(1, dict.fromkeys(SIZES, histograms), power)
-    return Proxies(network, lambda config: make_plan(network, statistics.at(config.calib), config), statistics)
+        power[node.name], mean[node.name] = np.ones(4), np.array([0.9, 0.5, 0.0, -0.8])
+    statistics = Statistics(1, dict.fromkeys(SIZES, histograms), power, mean)
+
+    def plan(config: QuantConfig) -> QuantizationPlan:
+        return make_plan(network, statistics.at(config.calib), config, power=power)
+
+    return Proxies(network, plan, statistics)
 
 
 def _programs(configs: list[QuantConfig]) -> list[tuple[bool, str]]:
@@ -106,6 +112,10 @@ def _features(
     activations: Mapping[str, QuantParams],
     weights: Mapping[str, QuantParams],
     histogram: Histogram,
+    *,
+    mean: Mapping[str, list[float]] | None = None,
+    config: QuantConfig | None = None,
+    constants: Mapping[str, Constant] | None = None,
 ) -> dict[str, float]:
     """The predicted noises as ratios. The histogram of fewer images is another one, and must not be looked at."""
     network = Network(tuple(nodes), (nodes[-1].name,))
@@ -113,9 +123,10 @@ def _features(
         size: dict.fromkeys((node.name for node in nodes), seen)
         for size, seen in ((1, _histogram([1000.0])), (64, histogram), (8, _histogram([2000.0])))
     }
-    statistics = Statistics(64, by_size, {name: np.array(values) for name, values in power.items()})
-    proxies = Proxies(network, lambda config: QuantizationPlan(activations, weights), statistics)
-    found = proxies.features({name: getattr(QuantConfig(), name) for name in PARAMETERS})
+    channels = ({name: np.array(values) for name, values in each.items()} for each in (power, mean or {}))
+    plan = QuantizationPlan(activations, weights, constants=constants or {})
+    proxies = Proxies(network, lambda config: plan, Statistics(64, by_size, *channels))
+    found = proxies.features(to_params(config or QuantConfig()))
     assert found[len(FEATURES) :] == tuple(architecture(network).values())
     return {name: 10 ** (-value / 10) for name, value in zip(FEATURES, found[: len(FEATURES)], strict=True)}
 
@@ -141,6 +152,84 @@ def test_rounding_and_weights_of_a_layer_over_the_power_of_its_channels() -> Non
     assert found["clipping_db"] == pytest.approx(1e-12)
     assert found["predicted_db"] == pytest.approx((rounding + weights).mean(), rel=1e-5)
     assert found["worst_layer_db"] == found["predicted_db"]
+
+
+ODD = np.array([[1.25, 2.0], [0.25, -0.75]]).reshape(2, 2, 1, 1)
+"""Quantized by 0.5 its error is 0.25 and 0 in the first row, 0.25 and 0.25 in the second (ties go to even steps)."""
+
+
+@pytest.mark.parametrize(
+    ("clip", "bias", "left"),
+    [
+        ("max", "none", [0.25**2 * 4, 0.25**2 * (4 + 16)]),
+        ("max", "fast", [0.25**2 * (4 - 1 / 2), 0.25**2 * (4 - 1 / 2 + 16 - 9 / 2)]),
+        ("max", "sequential", [0.25**2 * (4 - 1), 0.25**2 * (4 - 1 + 16 - 9)]),
+        # The means are 1 and 3: in the second row their errors add up, and the square is of the sum.
+        ("mse", "none", [0.25**2 * 4, 0.25**2 * (4 - 1 + 16 - 9 + (1 + 3) ** 2)]),
+        ("power", "fast", [0.25**2 * (4 - 1 / 2), 0.25**2 * (4 - 1 + 16 - 9 + (1 + 3) ** 2 / 2)]),
+        ("mse", "sequential", [0.25**2 * (4 - 1), 0.25**2 * (4 - 1 + 16 - 9)]),
+    ],
+)
+def test_what_the_inputs_means_add_and_bias_correction_takes_out(clip: str, bias: str, left: list[float]) -> None:
+    found = _features(
+        [X, _layer("a", "x", ODD, (1, 2, 4, 4))],
+        {"x": [4.0, 16.0], "a": [50.0, 20.0]},
+        {"x": _params(2.0**-9)},
+        {"a": _params(0.5)},
+        INSIDE,
+        mean={"x": [1.0, 3.0]},
+        config=QuantConfig(weight_clip=clip, bias=bias),
+    )
+    assert found["weight_db"] == pytest.approx((np.array(left) / [50, 20]).mean(), rel=1e-4)
+
+
+def test_no_channel_varies_by_less_than_nothing() -> None:
+    """A constant channel's mean square may be a little below its squared mean, as they are rounded."""
+    found = _features(
+        [X, _layer("a", "x", ODD, (1, 2, 4, 4))],
+        {"x": [0.5, 16.0], "a": [50.0, 20.0]},
+        {"x": _params(2.0**-12)},
+        {"a": _params([0.25, 0.5])},
+        INSIDE,
+        mean={"x": [1.0, 3.0]},
+        config=QuantConfig(bias="sequential"),
+    )
+    assert found["weight_db"] == pytest.approx(0.25**2 * (16 - 9) / 20 / 2, rel=1e-4)
+
+
+def test_refined_weights_are_what_a_layer_computes_with() -> None:
+    given = {"x": [4.0, 16.0], "a": [50.0, 20.0]}, {"x": _params(2.0**-9)}, {"a": _params(0.5)}, INSIDE
+    nodes, mean = [X, _layer("a", "x", ODD, (1, 2, 4, 4))], {"x": [1.0, 3.0]}
+    refined = np.array([[1.5, 2.0], [0.5, -1.0]], np.float32).reshape(2, 2, 1, 1)
+    found = _features(nodes, *given, mean=mean, constants={"a": Constant(weight=refined)})
+    # Their errors are of opposite signs, so what the means make of them is less than of each.
+    expected = 0.25**2 * np.array([4, 4 - 1 + 16 - 9 + (3 - 1) ** 2]) / [50, 20]
+    assert found["weight_db"] == pytest.approx(expected.mean(), rel=1e-4)
+    corrected = _features(nodes, *given, mean=mean, constants={"a": Constant(bias=np.ones(2, np.float32))})
+    assert corrected["weight_db"] == _features(nodes, *given)["weight_db"]
+
+
+def test_new_keys_are_ranked(proxies: Proxies) -> None:
+    def merit(**options: Any) -> float:
+        return proxies.prior(to_params(QuantConfig(**options)))
+
+    assert merit() < merit(bias="fast") < merit(bias="sequential")
+    narrow = {"bits": BitWidths.parse("w2")}
+    by_rule = [merit(weight_clip=rule, bias="sequential", **narrow) for rule in ("max", "mse", "power")]
+    assert by_rule[0] < by_rule[1]
+    assert by_rule[0] < by_rule[2]
+
+
+def test_in_the_wide_space_its_configurations_are_prepared(proxies: Proxies) -> None:
+    wide = configs("wide")
+    best = proxies.best(wide)
+    assert best.bias == "sequential"
+    assert best.precision == "int8"
+    found = proxies.upcoming([QuantConfig()], PRECISIONS, None, 5, str, wide)
+    expected = sorted(wide, key=lambda c: -proxies.prior(to_params(c)))
+    assert found[:5] == [QuantConfig(), *(c for c in expected if c != QuantConfig())][:5]
+    assert set(_programs(list(found))) == set(_programs(list(wide)))
+    assert len(found) <= 5 + 4  # weight ranges and biases are numbers, not programs
 
 
 def test_the_share_that_is_clipped() -> None:

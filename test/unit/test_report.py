@@ -200,6 +200,17 @@ def test_options_are_ordered_by_what_they_move_and_values_from_best_to_worst() -
     assert option_effects(report(result([]))) == []
 
 
+def test_options_that_a_line_leaves_out_have_their_defaults() -> None:
+    def trial(number: int, accuracy: float, **options: str) -> TuningTrial:
+        return TuningTrial(number, QuantConfig(**options), "complete", Score(accuracy, 1.0, 1, 100))  # type: ignore[arg-type]
+
+    trials = [trial(0, 0.5), trial(1, 0.6, bias="fast"), trial(2, 0.8, bias="fast", weight_clip="mse")]
+    effects = dict(option_effects(report(result(trials))))
+    assert {name: [(value, n) for value, _, n in values] for name, values in effects.items()} == {
+        "bias": [("fast", 2), ("none", 1)], "weight_clip": [("mse", 1), ("max", 2)],
+    }  # fmt: skip
+
+
 def test_a_row_has_the_difference_to_f32_and_its_error() -> None:
     bits = [{"correct": pack_correct(c)} for c in ([1] * 80 + [0] * 20, [0] * 3 + [1] * 78 + [0] * 19)]
     f32 = dataclasses.replace(F32, score=Score(0.80, 10.0, 4000, 100, bits[0]))

@@ -48,7 +48,7 @@ def test_own_study_and_foreign_features_are_left_out() -> None:
 
 def test_rows_of_another_space_are_left_out() -> None:
     rows = (({"bits": 4}, 0.1), ({**POINTS[0], "calib": 7}, 0.1), (POINTS[1], 0.1))
-    assert rows_in(PastStudy("a", rows, 0.5), SPACE) == [2]
+    assert rows_in(PastStudy("a", rows, 0.5), SPACE) == {2: POINTS[1]}
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
