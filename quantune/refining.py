@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ class Refining:
         self._subject, self._cache, self._count, self._on_layer = subject, cache, count, on_layer
         versions = (importlib.metadata.version(name) for name in ("torch", "iree-base-compiler"))
         self._content = (_VERSION, *versions, *content)
+        self._observing = threading.Lock()  # plans are refined in the background, beside each other
 
     def refined(self, plan: QuantizationPlan, how: str) -> QuantizationPlan:
         """The plan with the constants that a refiner of ``REFINERS`` finds."""
@@ -54,12 +56,13 @@ class Refining:
 
     def _means(self) -> Mapping[str, NDArray[np.float64]]:
         key = content_key("layer means", *self._content)
-        known = self._cache.read(key, ".npz", self._parse)
-        if known is None:
-            known = bias.layer_means(self._subject, self._count, self._on_layer)
-            buffer = io.BytesIO()
-            np.savez(buffer, **known)  # type: ignore[arg-type]
-            self._cache.put(key, buffer.getvalue(), ".npz")
+        with self._observing:
+            known = self._cache.read(key, ".npz", self._parse)
+            if known is None:
+                known = bias.layer_means(self._subject, self._count, self._on_layer)
+                buffer = io.BytesIO()
+                np.savez(buffer, **known)  # type: ignore[arg-type]
+                self._cache.put(key, buffer.getvalue(), ".npz")
         return known
 
     def _parse(self, data: bytes) -> dict[str, NDArray[np.float64]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from quantune.data.splits import Split
 from quantune.frontend.importer import import_module
 from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
+from quantune.refine import bias
 from quantune.refine.base import Task
 from quantune.runtime.program import Program
 
@@ -107,6 +111,29 @@ def test_nothing_is_compiled_and_nothing_is_found_twice(
     assert kept.digest() == known.digest()
     with pytest.raises(AssertionError, match="refined again"):
         _builder(model, folder, seed=1).plan(REFINED)  # other images, other numbers
+
+
+def test_plans_refined_at_once_observe_the_network_once(
+    model: ImportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search refines two plans at a time in the background."""
+    observe, asked, both = bias.layer_means, [], threading.Event()
+
+    def means(*arguments: Any) -> dict[str, NDArray]:
+        asked.append(arguments)
+        if len(asked) > 1:
+            both.set()
+        both.wait(0.3)  # whoever else would observe may come
+        return observe(*arguments)
+
+    monkeypatch.setattr(bias, "layer_means", means)
+    builder = _builder(model, tmp_path)
+    builder.prepare([replace(PLAIN, bias=how) for how in ("fast", "sequential")])
+    builder.close()
+    # What was prepared and not begun is forgotten, which is no matter here.
+    plans = [builder.plan(replace(PLAIN, bias=how)) for how in ("fast", "sequential")]
+    assert len({plan.digest() for plan in plans if plan is not None}) == 2
+    assert len(asked) == 1
 
 
 def test_configurations_are_told_apart_without_being_refined(
