@@ -14,48 +14,21 @@ import argparse
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import dask_cluster
 import numpy as np
 
 from quantune import api
 from quantune.cluster import runner as cluster
 from quantune.cluster.runner import ClusterRunner
 from quantune.runtime.engines import LocalRunner
-
-_UNSHARED = """
-import sys
-from quantune.cluster import shards
-shards._Site._is_shared = lambda self, part: False
-from distributed.cli.dask_worker import main
-main()
-"""
-
-
-@contextlib.contextmanager
-def running(workers: int, folder: Path, *, shared: bool) -> Iterator[tuple[str, int]]:
-    """A scheduler and workers of one thread each, as processes of this machine; its address and process."""
-    here = ("--host", "127.0.0.1", "--no-dashboard")
-    with contextlib.ExitStack() as held:
-
-        def start(*command: str) -> subprocess.Popen:
-            child = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, cwd=folder, text=True)
-            held.callback(child.wait)
-            held.callback(child.terminate)
-            return child
-
-        scheduler = start("-m", "distributed.cli.dask_scheduler", *here, "--port", "0")
-        assert scheduler.stderr is not None
-        address = next(line for line in scheduler.stderr if "Scheduler at:" in line).split()[-1]
-        main = ("-m", "distributed.cli.dask_worker") if shared else ("-c", _UNSHARED)
-        for number in range(workers):
-            start(*main, address, *here, "--no-nanny", "--nthreads", "1", "--name", str(number))
-        yield address.replace("tcp://", "dask://"), scheduler.pid
 
 
 def told(values: list[float], unit: str = "", digits: int = 0) -> str:
@@ -147,13 +120,13 @@ def measure(arguments: argparse.Namespace, program: Path, images: Path, few: Pat
     for workers in arguments.workers:
         for shared in (True, False):
             with (
-                running(workers, folder, shared=shared) as (uri, scheduler),
+                dask_cluster.cluster(folder, *["shared" if shared else "unshared"] * workers) as (uri, _, scheduler),
                 contextlib.closing(ClusterRunner(uri)) as runner,
             ):
                 wait_for(runner, workers)
                 first, *found = rates(runner, program, images, count, arguments.repeat)
                 if workers == 1 and shared:
-                    one, costs = statistics.median(found), overhead(runner, scheduler, program, few, 100)
+                    one, costs = statistics.median(found), overhead(runner, scheduler.pid, program, few, 100)
             kind = "shared" if shared else "sent"
             print(f"| {workers} | {kind} | {told(found)} | {first:.0f} |", flush=True)
     if not one:

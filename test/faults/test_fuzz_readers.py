@@ -24,7 +24,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 import pt2_files
-from test_sources_fuzz import declared, readings
+from refusals import refusal
+from test_sources_fuzz import readings
 
 from quantune import files
 from quantune.allocation.budgets import parse_size
@@ -211,7 +212,7 @@ def test_images(count: int, obligation: Get, tmp_path: Path) -> None:
     promise = obligation("reader: archives of images, pictures and references")
     for number, read in enumerate(readings(tmp_path, count, seed=1)):
         with promise.trial(f"input {number}"):
-            declared(read)
+            refusal(read)
 
 
 NAMES = (

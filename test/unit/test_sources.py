@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refusal
 
 from quantune.data import base
 from quantune.data.sources import Reference, open_source
@@ -20,18 +21,6 @@ from quantune.errors import UsageError
 
 SHARED = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)  # too_slow would depend on the machine's load
 PLAIN = "?resize=8&crop=8&mean=0&std=1"
-
-
-def refusal(read: Callable[[], object]) -> str | None:
-    """The UsageError's line, None if reading went well; any other exception fails the test."""
-    try:
-        read()
-    except UsageError as error:
-        message = str(error)
-    else:
-        return None
-    assert "\n" not in message
-    return message
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:

@@ -14,25 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusal
 
 from quantune.data.base import printable
 from quantune.data.choice import calibration_images
 from quantune.data.sources import Items, Reference, open_source
-from quantune.errors import UsageError
 
 PLAIN = "?resize=8&crop=8&mean=0&std=1"
-
-
-def declared(read: Callable[[], object]) -> str | None:
-    """The UsageError's one line, None if reading went well; any other exception fails the test."""
-    try:
-        read()
-    except UsageError as error:
-        message = str(error)
-    else:
-        return None
-    assert message.isprintable(), repr(message)
-    return message
 
 
 def archive() -> bytes:
@@ -125,7 +113,7 @@ def _referred(text: str) -> None:
 
 
 def test_mutated_files_and_names(tmp_path: Path) -> None:
-    assert sum(declared(read) is not None for read in readings(tmp_path, 150, seed=0)) > 75
+    assert sum(refusal(read) is not None for read in readings(tmp_path, 150, seed=0)) > 75
 
 
 def member(name: str, header: bytes, body: bytes = b"") -> tuple[str, bytes]:
@@ -148,7 +136,7 @@ def member(name: str, header: bytes, body: bytes = b"") -> tuple[str, bytes]:
 def test_absurd_headers(tmp_path: Path, header: bytes) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as made:
         made.writestr(*member("images", header))
-    message = declared(lambda: open_source(f"npz:{tmp_path}/x.npz", "calibration"))
+    message = refusal(lambda: open_source(f"npz:{tmp_path}/x.npz", "calibration"))
     assert message is not None
     assert "not a readable .npz archive" in message
 
@@ -160,7 +148,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path: Path, monkey
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable: 100 kB\n")
     monkeypatch.setattr(files, "_MEMORY", meminfo)
-    message = declared(lambda: open_source(f"npz:{tmp_path}/x.npz", "evaluation"))
+    message = refusal(lambda: open_source(f"npz:{tmp_path}/x.npz", "evaluation"))
     assert message is not None
     assert "102400 are free in memory" in message
 
@@ -175,7 +163,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, monkeypatch
     )
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(data)
-    message = declared(lambda: open_source(f"imagefolder:{tmp_path}{PLAIN}", "evaluation")[0])
+    message = refusal(lambda: open_source(f"imagefolder:{tmp_path}{PLAIN}", "evaluation")[0])
     assert message is not None
     assert "12000x9000 is more than" in message
 
@@ -186,11 +174,11 @@ def test_pipes_devices_and_loops_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "a" / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
-    message = declared(lambda: open_source(f"imagefolder:{tmp_path}", "evaluation"))
+    message = refusal(lambda: open_source(f"imagefolder:{tmp_path}", "evaluation"))
     assert message is not None
     assert "no images in this class folder" in message
     for name, line in (("pipe", "no such file"), ("zero", "no such file"), ("loop", "no usable path")):
-        said = declared(lambda name=name: open_source(f"npz:{tmp_path}/a/{name}.png", "calibration"))
+        said = refusal(lambda name=name: open_source(f"npz:{tmp_path}/a/{name}.png", "calibration"))
         assert said is not None
         assert line in said
 
@@ -199,7 +187,7 @@ def test_names_that_break_lines_or_cannot_be_encoded_are_shown_escaped(tmp_path:
     (tmp_path / "a\nb").mkdir()
     (tmp_path / "a\nb" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
     source = open_source(f"imagefolder:{tmp_path}", "evaluation")
-    message = declared(lambda: source[0])
+    message = refusal(lambda: source[0])
     assert message is not None
     assert r"a\nb/\udcff.png: not a readable image" in message
     assert source.fingerprint([0])
@@ -243,7 +231,7 @@ def fail(error: BaseException) -> Callable[[], object]:
     ],
 )
 def test_hostile_objects(parts: dict[str, Callable[[], object]], line: str) -> None:
-    message = declared(lambda: Items(Hostile(**parts), "images"))
+    message = refusal(lambda: Items(Hostile(**parts), "images"))
     assert message is not None
     assert line in message
 
@@ -262,6 +250,6 @@ def test_a_module_that_ends_the_process_is_one_line(tmp_path: Path, monkeypatch:
         ("leaving_at_once", "cannot import leaving_at_once: 3"),
         ("leaving_later", "images() raised SystemExit: no more"),
     ):
-        said = declared(lambda name=name: open_source(f"{name}:images", "evaluation"))
+        said = refusal(lambda name=name: open_source(f"{name}:images", "evaluation"))
         assert said is not None
         assert line in said
