@@ -8,22 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from quantune.versions import VERSION as __version__
+
 if TYPE_CHECKING:
     from quantune.api import compile, quantize
-    from quantune.config import QuantConfig
-    from quantune.outcome import Result
+    from quantune.quantization.config import QuantConfig
     from quantune.rebuilding import rebuild
     from quantune.runtime.artifact import Artifact, load
     from quantune.runtime.benchmark import benchmark
-
-__version__ = "0.1.0"
+    from quantune.tuning.outcome import Result
 
 __all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "load", "quantize", "rebuild"]
 
 _HOMES = {
     "Artifact": "quantune.runtime.artifact",
-    "QuantConfig": "quantune.config",
-    "Result": "quantune.outcome",
+    "QuantConfig": "quantune.quantization.config",
+    "Result": "quantune.tuning.outcome",
     "benchmark": "quantune.runtime.benchmark",
     "compile": "quantune.api",
     "load": "quantune.runtime.artifact",

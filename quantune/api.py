@@ -8,34 +8,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantune import places
-from quantune.allocator import BitsWanted
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache, content_key
+from quantune.cache import ArtifactCache, content_key
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target, parse
-from quantune.config import QuantConfig
 from quantune.data.choice import Images, calibration_images, search_images
 from quantune.data.splits import Split
 from quantune.errors import UsageError
-from quantune.evaluator import Evaluator
-from quantune.files import SUFFIXES, import_file
-from quantune.guidance import guide
-from quantune.identity import study_identity
-from quantune.measuring import device_target, measuring
-from quantune.model import ImportedModel, read_model
-from quantune.notices import Notices
-from quantune.outcome import Result, finish
-from quantune.process import memory
-from quantune.proxies import Proxies
-from quantune.request import ModelOptions, Origin
+from quantune.frontend.files import SUFFIXES, import_file
+from quantune.frontend.imported import ImportedModel, read_model
+from quantune.process import memory, places
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.predictions import Proxies
+from quantune.quantization.space import DEFAULT_SPACE, configs, distributions, parameters
 from quantune.runtime.artifact import Artifact
-from quantune.search.evaluate import Objective
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.sampler import STARTUPS_WITH_PRIOR
+from quantune.search.scores import Objective
 from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
-from quantune.space import DEFAULT_SPACE, configs, distributions, parameters
+from quantune.tuning.bit_widths import BitsWanted
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.guidance import guide
+from quantune.tuning.identity import study_identity
+from quantune.tuning.measuring import device_target, measuring
+from quantune.tuning.notices import Notices
+from quantune.tuning.outcome import Result, finish
+from quantune.tuning.request import ModelOptions, Origin
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +101,8 @@ def compile(
     best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of each
     compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a device
     server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
-    (quantune.measuring). The same call continues an interrupted search. Raises QuantuneError with one line for the
-    user.
+    (quantune.tuning.measuring). The same call continues an interrupted search. Raises QuantuneError with one line
+    for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model

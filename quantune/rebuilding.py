@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune import api
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.provenance import Provenance
+from quantune.artifact.provenance import Provenance
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import parse
-from quantune.config import QuantConfig
 from quantune.data.choice import Images
 from quantune.data.sources import Reference
 from quantune.errors import UsageError
-from quantune.request import ModelOptions, Origin
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import Artifact, load
+from quantune.tuning.request import ModelOptions, Origin
 
 if TYPE_CHECKING:
     from quantune.api import ModelLike

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quantune.compiler.inspect import integer_share
-from quantune.compiler.provenance import Measured, Provenance
+from quantune.artifact.provenance import Measured, Provenance
+from quantune.artifact.records import integer_share
 from quantune.data.base import hashed_order
 from quantune.data.materialized import materialize
 from quantune.data.sources import Reference
@@ -23,9 +23,9 @@ from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import scratch
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.benchmark import benchmark
+from quantune.runtime.child import Worker
 from quantune.runtime.devices import check_processor
 from quantune.runtime.engines import LocalRunner
-from quantune.runtime.evaluate import Worker
 
 HELD, FAILED, LACKING, SKIPPED = "ok", "FAILED", "LACKING", "skipped"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
-from quantune import __version__
+VERSION = "0.1.0"
+"""Of quantune itself; pyproject.toml declares the same."""
 
 # What a package is called -> the distributions that it may come from.
 _PACKAGES = {
@@ -19,10 +18,12 @@ _PACKAGES = {
 
 def versions() -> dict[str, str]:
     """Package -> version, or "not installed"."""
-    return {"quantune": __version__, **{name: _installed(sources) for name, sources in _PACKAGES.items()}}
+    return {"quantune": VERSION, **{name: _installed(sources) for name, sources in _PACKAGES.items()}}
 
 
 def _installed(distributions: tuple[str, ...]) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     for distribution in distributions:
         try:
             return version(distribution)

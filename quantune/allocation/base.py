@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import Network
-from quantune.bits import BitWidths, LayerBits
 from quantune.numerics.affine import QuantParams
+from quantune.quantization.bits import BitWidths, LayerBits
 
 Scores = Mapping[str, Mapping[LayerBits, float]]
 """Layer -> choice -> score. A choice that is not there is none that the layer may have."""

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from mlir_passes.network import Node
 from quantune.allocation.base import Scores, Subject
-from quantune.bits import LayerBits
 from quantune.numerics import affine
 from quantune.numerics.ops.layer import columns
+from quantune.quantization.bits import LayerBits
 
 DELTA = 0.05
 """delta_score of the paper: the weight of the deviation, not a confidence level."""

@@ -21,8 +21,8 @@ from scipy.sparse import csr_array
 
 from mlir_passes.network import Network
 from quantune.allocation.base import Scores
-from quantune.bits import BitWidths, LayerBits
 from quantune.errors import QuantuneError, UsageError
+from quantune.quantization.bits import BitWidths, LayerBits
 
 Costs = Mapping[str, Mapping[LayerBits, float]]
 """Layer -> choice -> what it costs: bytes of packed weights, milliseconds, …"""

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune.allocation.base import Scores, Subject
-from quantune.bits import BitWidths, LayerBits
+from quantune.quantization.bits import BitWidths, LayerBits
 
 
 @dataclass(frozen=True)

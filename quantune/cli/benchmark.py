@@ -13,15 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantune import places
+from quantune.artifact.records import integer_share
 from quantune.cli import entry
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 from quantune.cli.entry import run
 from quantune.cli.streams import Notes
-from quantune.compiler.inspect import integer_share
 from quantune.device.address import SCHEME
 from quantune.device.client import Device
 from quantune.errors import UsageError
+from quantune.process import places
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.benchmark import Bench, Comparison, LocalBench, compare
 from quantune.runtime.measure import Effort

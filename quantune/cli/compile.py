@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantune import interrupts, places
 from quantune.cli import entry
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 from quantune.cli.entry import interrupted, run
 from quantune.errors import UsageError
+from quantune.process import interrupts, places
 
 if TYPE_CHECKING:
     from quantune.api import ModelOptions
@@ -255,7 +255,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
 
 def _build_one(arguments: argparse.Namespace, console: Console) -> int:
     from quantune import api
-    from quantune.config import QuantConfig
+    from quantune.quantization.config import QuantConfig
 
     config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
     with console.stages() as progress:
@@ -297,7 +297,7 @@ def _rebuild(arguments: argparse.Namespace, console: Console) -> int:
 def _emit(arguments: argparse.Namespace, console: Console) -> int:
     from quantune import api
     from quantune.compiler.pipelines import parse as parse_module
-    from quantune.config import QuantConfig
+    from quantune.quantization.config import QuantConfig
 
     config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
     if config.is_float and arguments.emit != "linalg":

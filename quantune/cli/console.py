@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from quantune import api
+from quantune.artifact.records import integer_share
 from quantune.cli.streams import one_line, own_stderr
-from quantune.compiler.inspect import integer_share
-from quantune.config import QuantConfig
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import Artifact
-from quantune.search.evaluate import Score, accuracy_difference
 from quantune.search.progress import TuningEvent
 from quantune.search.result import TuningTrial
+from quantune.search.scores import Score, accuracy_difference
 
 
 class Console:

@@ -71,7 +71,7 @@ def parser() -> OneLineParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from quantune.compiler.cache import default_root
+    from quantune.cache import default_root
     from quantune.device.address import read_token
     from quantune.device.jobs import LOCAL
     from quantune.device.server import Limits, Server

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from quantune import interrupts
 from quantune.cli.streams import Notes, OutputFailed, one_line, opened_streams, shown_as_notes
 from quantune.errors import EnvironmentFailure, QuantuneError, missing, refused
+from quantune.process import interrupts
 
 Command = Callable[[list[str] | None, Notes], int]
 
@@ -34,7 +34,7 @@ def quantune_benchmark() -> NoReturn:
 
 def quantune_opt() -> NoReturn:
     """The process ``quantune-opt``; its work is done in a fork, since MLIR may crash or hang on what it reads."""
-    from quantune import guard
+    from quantune.process import guard
 
     name = "quantune-opt"
     sys.exit(guard.in_fork(lambda: _code(name, "quantune.cli.opt"), lambda text: _tell(name, f"error: {text}")))

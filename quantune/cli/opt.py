@@ -14,11 +14,11 @@ from pathlib import Path
 from mlir_passes import PASSES, Pass, Pipeline, PipelineError, PipelineFailure, load_pass
 from mlir_passes.base import option_fields
 from mlir_passes.reading import NotMlir, parse
-from quantune import guard, places
 from quantune.cli.arguments import OneLineParser, count, version_line
 from quantune.cli.entry import quantune_opt, run
 from quantune.cli.streams import Notes, one_line
 from quantune.errors import PassFailed, QuantuneError, UsageError
+from quantune.process import guard, places
 
 _SPLIT = re.compile(r"^// -----.*\n", re.MULTILINE)
 

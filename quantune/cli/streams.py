@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-from quantune import interrupts
+from quantune.process import interrupts
 
 _LONGEST = 1000
 _PLAIN = {"±": "+-", "–": "-", "—": "-", "…": "...", "×": "x", "−": "-", "·": "*"}

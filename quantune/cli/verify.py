@@ -11,11 +11,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from quantune import places
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 from quantune.cli.entry import quantune_verify, run
 from quantune.cli.streams import Notes, one_line
 from quantune.errors import EnvironmentFailure
+from quantune.process import places
 from quantune.verification import FAILED, HELD, LACKING, Wanted, verify, worst
 
 _CODES = {HELD: 0, FAILED: 1, LACKING: EnvironmentFailure.exit_code}

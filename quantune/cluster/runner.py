@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune import errors
+from quantune.artifact.records import Processor
 from quantune.cluster import shards
 from quantune.cluster.shards import Part, Shard, make_part
-from quantune.compiler.inspect import Processor
 from quantune.device.identity import runtime_version
 from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed, UsageError
 from quantune.runtime.devices import lacking

@@ -20,7 +20,7 @@ from quantune.device.identity import describe
 from quantune.device.store import Store
 from quantune.errors import QuantuneError, RunFailed
 from quantune.process import scratch
-from quantune.runtime.evaluate import Worker
+from quantune.runtime.child import Worker
 
 STORE_BYTES = 4 << 30
 """Files that one worker keeps; those used least recently go."""

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mlir_passes.cpu.isa import VARIANTS
+from quantune.artifact.records import LayerExecution, Processor
 from quantune.errors import CompileFailed
 
 # The strings of a printed location: names, and files, which a line number follows.
@@ -33,36 +34,6 @@ UNKNOWN = "unknown"
 _MACS = "quantune.macs"
 _CASTS = frozenset({"arith.extsi", "arith.extui", "arith.sitofp", "arith.uitofp", "arith.extf", "arith.truncf"})
 _INTEGER_STEPS = frozenset({"arith.subi", "arith.addi", "arith.xori", "arith.andi", "arith.shli", "arith.shrsi"})
-
-
-@dataclass(frozen=True)
-class LayerExecution:
-    """How one layer's multiply-accumulate loop runs.
-
-    layer: the name in its location, empty without one. op: conv, depthwise, matmul or kernel. macs: multiplications of
-    one call. precision: what they multiply: i8 (of two 8-bit integers), another integer width, f32, f16, bf16, or
-    UNKNOWN. dispatch: the name of the compiled function, as benchmarks print it.
-    """
-
-    layer: str
-    op: str
-    macs: int
-    precision: str
-    dispatch: str
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether the multiplications are integer ones."""
-        return self.precision.startswith("i")
-
-
-@dataclass(frozen=True)
-class Processor:
-    """What a CPU program was compiled for: architecture (x86_64), LLVM's processor name and its features (avx2, …)."""
-
-    architecture: str
-    name: str
-    features: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -120,13 +91,6 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
                 layer = _layer((*names, *_names(call)), layers)
                 rows.append(LayerExecution(layer, found.op, found.macs, found.precision, entry))
     return tuple(rows)
-
-
-def integer_share(rows: Iterable[LayerExecution]) -> float:
-    """Return the share of multiplications that are integer ones, 0 to 1 (0 when there are none)."""
-    rows = tuple(rows)
-    total = sum(row.macs for row in rows)
-    return sum(row.macs for row in rows if row.is_integer) / total if total else 0.0
 
 
 def required_processor(dispatches: str) -> Processor | None:

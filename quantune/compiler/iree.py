@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantune.cache import ArtifactCache, content_key, default_root
 from quantune.compiler import checker
-from quantune.compiler.cache import ArtifactCache, content_key, default_root, write_atomically
-from quantune.compiler.job import Job, form_dispatches, stop_all
 from quantune.compiler.targets import Target, host_identity
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError, machine_lacks
 from quantune.process import children, memory, private, scratch
+from quantune.process.job import Job, form_dispatches, stop_all
+from quantune.process.private import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mlir_passes.base import PassFailure, PipelineFailure
 from mlir_passes.pipeline import Pipeline
 from quantune.compiler.targets import Target
 from quantune.errors import PassFailed
-from quantune.plan import QuantizationPlan
+from quantune.quantization.plan import QuantizationPlan
 
 if TYPE_CHECKING:
     from torch_mlir import ir

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.inspect import Processor, required_processor
+from quantune.artifact.records import Processor
+from quantune.cache import ArtifactCache
+from quantune.compiler.inspect import required_processor
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
 

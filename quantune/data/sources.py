@@ -30,7 +30,7 @@ from quantune.data.base import (
 from quantune.data.builtin import open_builtin
 from quantune.data.files import ImageFolder, Npz
 from quantune.errors import UsageError
-from quantune.factory import call_factory
+from quantune.user_code import call_factory
 
 KINDS = ("builtin", "imagefolder", "npz")
 ROLES = ("calibration", "evaluation")

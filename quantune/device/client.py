@@ -12,16 +12,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.compiler.inspect import Processor
+from quantune.artifact.records import Processor
 from quantune.compiler.targets import Target
 from quantune.device.address import Address
 from quantune.device.connection import Connection, Known, logger
 from quantune.device.jobs import LOCAL
 from quantune.device.store import KINDS
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.runtime.child import read_samples
 from quantune.runtime.devices import lacking
 from quantune.runtime.engines import Files
-from quantune.runtime.evaluate import read_samples
 from quantune.runtime.host import this_host
 from quantune.runtime.measure import Effort, Samples
 

@@ -6,11 +6,11 @@ import importlib.metadata
 import platform
 from typing import Any
 
-import quantune
 from quantune.device.jobs import LOCAL
 from quantune.errors import EnvironmentFailure
 from quantune.runtime.devices import open_device
 from quantune.runtime.host import this_host
+from quantune.versions import VERSION
 
 
 def describe(device: str = LOCAL) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def describe(device: str = LOCAL) -> dict[str, Any]:
         "processors": host.processors,
         "system": f"{platform.system()} {platform.release()}",
         "iree": runtime_version(),
-        "quantune": quantune.__version__,
+        "quantune": VERSION,
     }
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from quantune.compiler.provenance import split
+from quantune.artifact.provenance import split
 from quantune.device.store import Store
 from quantune.errors import UsageError
 from quantune.process import memory
 from quantune.runtime.benchmark import dispatch_times
+from quantune.runtime.child import Worker
 from quantune.runtime.devices import check_processor, processors
 from quantune.runtime.engines import LocalRunner
-from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort
 
 Answer = tuple[dict[str, Any], bytes | None]

@@ -1,4 +1,4 @@
-"""Weights as torch saves them, of which tensors alone are read; meant for a process that may end (quantune.files)."""
+"""Weights as torch saves them, of which tensors alone are read; meant for a process that may end (see files.py)."""
 
 from __future__ import annotations
 

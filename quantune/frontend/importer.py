@@ -27,7 +27,7 @@ from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHo
 
 from quantune.errors import ImportFailed, UsageError
 from quantune.frontend.folding import fold_batch_norms
-from quantune.model import ImportedModel, from_module
+from quantune.frontend.imported import ImportedModel, from_module
 
 
 def import_program(program: ExportedProgram, name: str) -> ImportedModel:

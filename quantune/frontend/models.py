@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from quantune.errors import UsageError
-from quantune.factory import call_factory
-from quantune.files import SUFFIXES, converted_weights, import_file
 from quantune.frontend import importer
 from quantune.frontend.checkpoints import unreadable
-from quantune.frontend.torchvision_compat import torchvision
-from quantune.model import ImportedModel
+from quantune.frontend.files import SUFFIXES, converted_weights, import_file
+from quantune.frontend.imported import ImportedModel
+from quantune.torchvision_compat import torchvision
+from quantune.user_code import call_factory
 from quantune.zoo import store
 from quantune.zoo.recipes import PLAIN, RECIPES, SIZES, Recipe, names
 

@@ -1,6 +1,6 @@
 """The child process that reads a file of others: ``python -m quantune.frontend.reader FILE OUTPUT``.
 
-What torch and MLIR do to this process on a file made for that, the process that asked lives on (quantune.files). OUTPUT
+What torch and MLIR do to this process on a file made for that, the process that asked lives on (see files.py). OUTPUT
 becomes the imported module as bytecode, or the weights where it ends in .safetensors; standard output gets one JSON
 object, {} or the error.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from quantune.errors import QuantuneError, UsageError
-from quantune.guard import bounded
+from quantune.process.guard import bounded
 
 _LOWERING_SECONDS = 60.0  # of processor time: torch-mlir's passes are part of reading a .pt2
 
@@ -55,7 +55,7 @@ def _model(path: Path) -> bytes:
             return import_program(read_program(path), path.stem).bytecode
     import torch_mlir.ir  # noqa: F401 - before the bounds: what it maps is not the file's fault
 
-    from quantune.model import read_model
+    from quantune.frontend.imported import read_model
 
     source = path.read_bytes()
     with bounded(len(source)):

@@ -1,9 +1,10 @@
-"""Folders for their user alone, whatever the umask: what lies in a cache is trusted, so nobody else may write there."""
+"""Files that are whole or not there; folders for their user alone, whatever the umask, because a cache is trusted."""
 
 from __future__ import annotations
 
 import os
 import stat
+import uuid
 from pathlib import Path
 
 from quantune.errors import EnvironmentFailure
@@ -37,3 +38,19 @@ def check(path: Path) -> None:
             f"cache folder {path}: others may write there (mode {stat.S_IMODE(status.st_mode):o}), and what lies "
             "there is trusted; delete it, or, if nobody else wrote there, chmod -R go-w it"
         )
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``data`` so that a reader, even after a crash, finds all of the old or all of the new.
+
+    mode: of the new file, less what the umask takes away.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{uuid.uuid4().hex}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

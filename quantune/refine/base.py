@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import Network
-from quantune.constants import Constant
-from quantune.plan import QuantizationPlan
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan
 
 MEMORY_BYTES = 1 << 28
 """Bound of one layer's sums for all images; what is held besides is smaller."""

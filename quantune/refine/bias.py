@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import Network, Node
-from quantune.constants import Constant
 from quantune.numerics import affine
+from quantune.quantization.constants import Constant
 from quantune.refine import twin
 from quantune.refine.base import AT_ONCE, Hook, Images, Means, Task
 

@@ -21,7 +21,7 @@ from mlir_passes.network import INPUT, Network, Node
 from quantune.numerics import affine, simulate
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.ops import Tensor, room_of
-from quantune.plan import QuantizationPlan, observed
+from quantune.quantization.plan import QuantizationPlan, observed
 from quantune.refine.base import AT_ONCE, Images
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantune.config import LATER
 from quantune.errors import refused
+from quantune.quantization.config import LATER
 from quantune.report.schema import Goal, LayerRow, Measurement, Report, TrialRow
-from quantune.search.evaluate import Objective, Score, accuracy_difference, accuracy_interval
+from quantune.search.scores import Objective, Score, accuracy_difference, accuracy_interval
 
 if TYPE_CHECKING:
-    from quantune.config import QuantConfig
+    from quantune.quantization.config import QuantConfig
     from quantune.search.result import TuningResult, TuningTrial
 
 

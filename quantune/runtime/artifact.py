@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from quantune.compiler.cache import write_atomically
-from quantune.compiler.inspect import LayerExecution
-from quantune.compiler.provenance import Provenance, split
+from quantune.artifact.provenance import Provenance, split
+from quantune.artifact.records import LayerExecution
 from quantune.compiler.targets import device_of
-from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError, refused
+from quantune.process.private import write_atomically
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import check_processor
 from quantune.runtime.program import Program
 

@@ -13,13 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from quantune.compiler.inspect import Processor
+from quantune.artifact.records import Processor
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import children, scratch
 from quantune.runtime.artifact import Artifact, load
+from quantune.runtime.child import Worker
 from quantune.runtime.devices import check_processor
 from quantune.runtime.engines import Files
-from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort, Samples
 
 _RESAMPLES = 2000

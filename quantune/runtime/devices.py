@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from quantune.compiler.inspect import Processor
+from quantune.artifact.records import Processor
 from quantune.errors import EnvironmentFailure, UsageError
 from quantune.runtime.host import architecture, host_features
 

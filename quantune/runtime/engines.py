@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.compiler.job import paused
 from quantune.errors import RunFailed
+from quantune.process.job import paused
+from quantune.runtime.child import Worker
 from quantune.runtime.devices import processors
-from quantune.runtime.evaluate import Worker
 from quantune.runtime.measure import Effort, Samples
 
 MOST_WORKERS = 8

@@ -1,7 +1,7 @@
 """The child process that runs compiled programs: ``python -m quantune.runtime.worker --device local-sync``.
 
 One JSON object a line: a job on standard input, its answer on standard output. Whatever a program does to this process,
-the process that asked lives on (quantune.runtime.evaluate).
+the process that asked lives on (quantune.runtime.child).
 """
 
 from __future__ import annotations

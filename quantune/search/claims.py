@@ -22,12 +22,12 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from quantune.config import QuantConfig
 from quantune.errors import QuantuneError, machine_lacks
 from quantune.process.owner import lease, lease_is_dead
-from quantune.search.evaluate import Objective, Score
+from quantune.quantization.config import QuantConfig
 from quantune.search.heartbeat import BEAT, Heartbeat
 from quantune.search.history import Attempt, Identity, Standing, read_attempts, review
+from quantune.search.scores import Objective, Score
 from quantune.search.storage import CLAIM
 
 logger = logging.getLogger(__name__)

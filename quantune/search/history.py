@@ -13,10 +13,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from quantune.config import QuantConfig
 from quantune.errors import QuantuneError, UsageError
-from quantune.search.evaluate import Score
+from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningTrial
+from quantune.search.scores import Score
 
 VOID = ("died", "interrupted", "stopped", "transient", "withdrawn")
 """How an attempt ends that says nothing: its process died, it was interrupted, the search ended with an error that

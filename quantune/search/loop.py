@@ -13,12 +13,11 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 
-from quantune import space as level1
-from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
-from quantune.interrupts import held
+from quantune.process.interrupts import held
+from quantune.quantization import space as level1
+from quantune.quantization.config import QuantConfig
 from quantune.search.claims import Claim, Claims, Session, is_transient
-from quantune.search.evaluate import Objective, Score, TrialFailed
 from quantune.search.heartbeat import Heartbeat
 from quantune.search.history import Attempt, Standing
 from quantune.search.progress import Budget, TuningEvent
@@ -32,6 +31,7 @@ from quantune.search.result import (
     to_time,
     with_latencies,
 )
+from quantune.search.scores import Objective, Score, TrialFailed
 from quantune.search.stopping import Floor, floor_of
 from quantune.search.storage import StorageLost
 from quantune.search.store import Store

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
+from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningTrial
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Objective, Score
+from quantune.quantization.config import QuantConfig
+from quantune.search.scores import Objective, Score
 
 
 @dataclass(frozen=True)

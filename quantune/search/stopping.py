@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.search.evaluate import Objective, Score, unpack_correct
+from quantune.search.scores import Objective, Score, unpack_correct
 
 ERROR = 0.01
 """The probability of stopping a trial that would have kept up."""

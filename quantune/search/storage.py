@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.interrupts import held, pending
+from quantune.process.interrupts import held, pending
 from quantune.search.urls import scrub, scrubbed, shown
 
 logger = logging.getLogger(__name__)

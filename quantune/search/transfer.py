@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from quantune.errors import UsageError
+from quantune.quantization.space import completed
 from quantune.search.features import Params, Space
-from quantune.space import completed
 
 FORMAT = "quantune-transfer-2"
 SHIPPED = "studies.json"

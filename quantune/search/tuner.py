@@ -19,10 +19,9 @@ from pathlib import Path
 
 from optuna.distributions import BaseDistribution
 
-from quantune import space as level1
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.search.evaluate import Objective
+from quantune.quantization import space as level1
+from quantune.quantization.config import QuantConfig
 from quantune.search.features import FeatureHook
 from quantune.search.heartbeat import Heartbeat
 from quantune.search.history import DamagedTrial
@@ -30,6 +29,7 @@ from quantune.search.loop import Evaluate, Loop, Retime, Task
 from quantune.search.progress import Budget, TuningEvent
 from quantune.search.result import TuningResult
 from quantune.search.sampler import Prior
+from quantune.search.scores import Objective
 from quantune.search.stopping import Floor
 from quantune.search.store import DATABASE, Store, quarantine
 from quantune.search.strategies import Strategy, describe_space

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quantune.frontend.torchvision_compat import torchvision
+from quantune.torchvision_compat import torchvision
 
 CLASSES = {"shapes": 16, "digits": 10}
 SIZES = {"shapes": 64, "digits": 32}

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from quantune.compiler.cache import write_atomically
 from quantune.errors import EnvironmentFailure
 from quantune.process import private
+from quantune.process.private import write_atomically
 from quantune.zoo.imbalance import imbalance
 from quantune.zoo.recipes import SIZES, Recipe
 from quantune.zoo.train import Report, train

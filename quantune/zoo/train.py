@@ -20,7 +20,7 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import nn
 
-from quantune.compiler.cache import write_atomically
+from quantune.process.private import write_atomically
 from quantune.zoo.pools import EVALUATION_IMAGES, Pool, augmented, pool
 from quantune.zoo.recipes import RECIPES, Recipe
 

@@ -27,16 +27,16 @@ from quantune.allocation.orthogonality import Orthogonality
 from quantune.allocation.output_error import OutputError
 from quantune.allocation.solve import Budget
 from quantune.allocation.sqnr import Sqnr
-from quantune.allocator import Allocator
-from quantune.bits import BitWidths, LayerBits
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
-from quantune.config import QuantConfig
+from quantune.cache import ArtifactCache
 from quantune.data.base import ImageSource
 from quantune.data.sources import open_source
 from quantune.data.splits import Split
-from quantune.evaluator import Evaluator
-from quantune.space import CALIBRATION_SIZES
+from quantune.quantization.bits import BitWidths, LayerBits
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.space import CALIBRATION_SIZES
+from quantune.tuning.bit_widths import Allocator
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
 
 SCORERS: dict[str, Scorer] = {
     "sqnr": Sqnr(),

@@ -30,12 +30,12 @@ from rich.table import Table
 
 from mlir_passes.network import Network, Node
 from quantune.compiler.iree import compiler_version
-from quantune.config import QuantConfig
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.models import ModelRequest, load_model
-from quantune.model import ImportedModel
 from quantune.numerics.affine import dequantize, quantize
 from quantune.numerics.simulate import simulate
-from quantune.plan import QuantizationPlan
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 

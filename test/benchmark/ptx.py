@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from quantune.api import make_builder
-from quantune.compiler.inspect import integer_share
+from quantune.artifact.records import integer_share
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
+from quantune.quantization.config import QuantConfig
 
 GROUPS = {
     "tensor core mma": r"\b(?:wmma|mma)\.",

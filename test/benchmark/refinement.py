@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from quantune.api import ModelOptions, import_any
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import parse
-from quantune.config import QuantConfig
 from quantune.data.choice import calibration_images
 from quantune.data.splits import open_splits
-from quantune.evaluator import Evaluator
+from quantune.quantization.config import QuantConfig
 from quantune.refine.base import images_for
-from quantune.search.evaluate import accuracy_difference
+from quantune.search.scores import accuracy_difference
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
 
 LINES = (
     "clip=max", "bias=fast", "bias=sequential", "clip=kl", "clip=kl,bias=sequential",

@@ -23,15 +23,15 @@ from rich.progress import track
 from rich.table import Table
 
 from quantune.api import ModelOptions, import_any
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import parse
-from quantune.config import QuantConfig
 from quantune.data.splits import open_splits
-from quantune.evaluator import Evaluator
-from quantune.proxies import Proxies
-from quantune.screening import Screening
-from quantune.space import LEVEL1, to_params
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.predictions import Proxies
+from quantune.quantization.space import LEVEL1, to_params
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.screening import Screening
 
 
 def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[dict], list[dict]]:

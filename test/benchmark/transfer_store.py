@@ -16,10 +16,10 @@ from typing import Any
 
 import quantune.search
 from quantune.errors import QuantuneError, UsageError
-from quantune.proxies import ARCHITECTURE, FEATURES
-from quantune.screening import SCREENED
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES
+from quantune.quantization.space import PARAMETERS
 from quantune.search.transfer import SHIPPED, PastStudy, load_studies, save_studies
-from quantune.space import PARAMETERS
+from quantune.tuning.screening import SCREENED
 
 STORE = Path(quantune.search.__file__).parent / "data" / SHIPPED
 

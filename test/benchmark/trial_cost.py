@@ -19,14 +19,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import parse
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.data.splits import Split
-from quantune.evaluator import Evaluator
 from quantune.frontend.models import ModelRequest, load_model
+from quantune.quantization.config import QuantConfig
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
 
 CONFIGURATIONS = (
     "precision=f32",

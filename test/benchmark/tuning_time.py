@@ -30,15 +30,15 @@ from rich.console import Console
 from rich.table import Table
 
 from quantune import api
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import parse
-from quantune.config import QuantConfig
 from quantune.data import shapes
 from quantune.data.splits import open_splits
-from quantune.evaluator import Evaluator
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.space import CALIBRATION_SIZES, LEVEL1
 from quantune.search.progress import TuningEvent
-from quantune.space import CALIBRATION_SIZES, LEVEL1
+from quantune.tuning.builder import Builder
+from quantune.tuning.evaluator import Evaluator
 
 
 class Clock:

@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from mlir_passes.network import Node
 from mlir_passes.passes.outline_parameters import collect_parameters
+from quantune.artifact.records import LayerExecution
 from quantune.compiler import pipelines
-from quantune.compiler.inspect import LayerExecution, layer_executions
+from quantune.compiler.inspect import layer_executions
 from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
-from quantune.model import ImportedModel
+from quantune.frontend.imported import ImportedModel
 from quantune.numerics.affine import dequantize
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.simulate import simulate
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan, make_plan, observed
 from quantune.runtime.program import Program
 
 HOST = Target("cpu")

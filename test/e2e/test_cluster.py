@@ -15,16 +15,16 @@ from dask_cluster import cluster
 from torch import nn
 
 from quantune import api
+from quantune.artifact.records import Processor
+from quantune.cache import ArtifactCache
 from quantune.cluster import runner as module
 from quantune.cluster.runner import ClusterRunner
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.inspect import Processor
 from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
-from quantune.measuring import measuring
 from quantune.runtime.engines import LocalRunner
 from quantune.runtime.host import this_host
+from quantune.tuning.measuring import measuring
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 IMAGES = 61

@@ -15,15 +15,15 @@ from device_server import ARM, as_process
 from torch import nn
 
 from quantune import api
+from quantune.cache import ArtifactCache
 from quantune.cli import benchmark as benchmark_command
-from quantune.compiler.cache import ArtifactCache
 from quantune.compiler.probe import needed_processor
 from quantune.compiler.targets import Target, parse
 from quantune.device.client import Device
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.measuring import measuring
 from quantune.runtime.artifact import load
 from quantune.runtime.host import host_features
+from quantune.tuning.measuring import measuring
 
 LACKING = ("avx512f", "avx512vnni", "avxvnni")
 needs_avx512 = pytest.mark.skipif(not host_features().get("avx512f"), reason="this processor has no AVX-512 to lack")

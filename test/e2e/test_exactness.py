@@ -28,8 +28,8 @@ from torch import nn
 from quantune.compiler import pipelines
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
+from quantune.quantization.config import QuantConfig
 
 SCHEMES = ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2")
 CONFIGS = st.builds(

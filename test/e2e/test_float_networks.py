@@ -13,7 +13,7 @@ from integer_layers import RUNNABLE, run_on_cpu
 from torch import Tensor, nn
 
 from quantune.api import ModelOptions, import_any
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.pipelines import Debugging, parse
 from quantune.compiler.pipelines import run as run_passes
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from quantized import Form, call, compiled, lower, sqnr_db
 from torch import nn
 
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.data.splits import Split
 from quantune.frontend.importer import import_module
+from quantune.quantization.config import QuantConfig
+from quantune.tuning.builder import Builder
 
 SHAPE = (3, 10, 12)
 INT8 = QuantConfig(calib=4)

@@ -12,12 +12,12 @@ from quantized import LAYOUTS, Form, assert_same_bits, call, compiled, lower, pl
 from torch import nn
 
 from quantune import api
-from quantune.bits import BitWidths, LayerBits
-from quantune.compiler.cache import ArtifactCache
-from quantune.config import QuantConfig
+from quantune.cache import ArtifactCache
 from quantune.data.base import ImageSource
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
+from quantune.quantization.bits import BitWidths, LayerBits
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import load
 
 SHAPE = (1, 3, 12, 12)

@@ -32,12 +32,12 @@ from mlir_passes.ops.requantize import i32
 from mlir_passes.pipeline import Pipeline
 from quantune.compiler.inspect import product_of
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
 from quantune.numerics import ops as numpy_ops
 from quantune.numerics.ops import Operands, Tensor
-from quantune.plan import lay_out
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import lay_out
 
 LAST_PARTS = {kind: traits.room.rpartition(".")[2] for kind, traits in ops.OPERATIONS.items()}
 

@@ -14,9 +14,9 @@ from torch import nn
 
 import quantune
 from quantune import api
+from quantune.artifact.provenance import split
+from quantune.cache import ArtifactCache
 from quantune.cli import compile as driver
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.provenance import split
 from quantune.errors import UsageError
 from quantune.runtime.artifact import load
 

@@ -24,17 +24,17 @@ from quantized import (
     sqnr_db,
 )
 
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.data.splits import Split
 from quantune.frontend import models
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.models import ModelRequest, load_model
-from quantune.frontend.torchvision_compat import torchvision
-from quantune.model import ImportedModel
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.program import Program
+from quantune.torchvision_compat import torchvision
+from quantune.tuning.builder import Builder
 
 SIX = ("mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "googlenet", "resnet50")
 

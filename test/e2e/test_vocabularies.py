@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from quantized import Form, assert_same_bits, call, compiled, is_exact, lower, plan_from_images, reference
 from torch import nn
 
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights
-from quantune.plan import make_plan, observed
-from quantune.search.evaluate import Objective, Score
-from quantune.space import from_params, to_params
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import make_plan, observed
+from quantune.quantization.space import from_params, to_params
+from quantune.search.scores import Objective, Score
 
 SHAPE = (1, 3, 8, 8)
 

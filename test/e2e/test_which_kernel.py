@@ -14,10 +14,10 @@ from torch_mlir import ir
 from mlir_passes.ir.build import layer_of, walk
 from quantune.compiler import pipelines
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
-from quantune.plan import QuantizationPlan
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan
 
 SHAPE = (1, 3, 16, 16)
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantune import api
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.errors import UsageError
-from quantune.space import configs
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.space import configs
 
 SHAPE = (3, 8, 8)
 

@@ -12,7 +12,7 @@ from random import Random
 from obligations import Obligation
 
 from quantune.errors import QuantuneError
-from quantune.guard import bounded
+from quantune.process.guard import bounded
 
 MEMORY = 4 << 30
 """How much more than at its start a reader may map."""

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-import quantune.builder
 import quantune.compiler.checker
 import quantune.compiler.iree
-import quantune.evaluator
-import quantune.files
+import quantune.frontend.files
+import quantune.tuning.builder
+import quantune.tuning.evaluator
 from quantune.cli.entry import quantune_compile
 from quantune.process import children
 from quantune.runtime.measure import Effort
@@ -26,7 +26,9 @@ def main() -> NoReturn:
     FAULT_COMPILER: another compiler. FAULT_MODULE: a faulty child in its place. FAULT_PATIENCE: seconds for a child.
     FAULT_FILE_SIZE: the most bytes that a file may have.
     """
-    quantune.evaluator.QUICK = quantune.evaluator.FINAL = Effort(repetitions=2, min_seconds=0.01, warmup_seconds=0.0)
+    quantune.tuning.evaluator.QUICK = quantune.tuning.evaluator.FINAL = Effort(
+        repetitions=2, min_seconds=0.01, warmup_seconds=0.0
+    )
     if program := os.environ.get("FAULT_COMPILER"):
         os.environ["REAL_COMPILER"] = str(quantune.compiler.iree.find_compiler())
         quantune.compiler.iree.find_compiler = lambda: Path(program)
@@ -40,9 +42,9 @@ def main() -> NoReturn:
 
         children.start_python = start_python
     if seconds := float(os.environ.get("FAULT_PATIENCE", "0")):
-        for owner in (quantune.evaluator.Evaluator, quantune.builder.Builder):
+        for owner in (quantune.tuning.evaluator.Evaluator, quantune.tuning.builder.Builder):
             owner.__init__.__kwdefaults__["timeout_s"] = seconds
-        quantune.compiler.checker._TIMEOUT_S = quantune.files._SECONDS = seconds
+        quantune.compiler.checker._TIMEOUT_S = quantune.frontend.files._SECONDS = seconds
     if size := int(os.environ.get("FAULT_FILE_SIZE", "0")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     quantune_compile()

@@ -60,7 +60,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise Reached
 
     monkeypatch.setattr("quantune.api.import_any", reached)
-    monkeypatch.setattr("quantune.measuring.check_measurable", lambda target, cache: None)
+    monkeypatch.setattr("quantune.tuning.measuring.check_measurable", lambda target, cache: None)
     monkeypatch.setattr("quantune.rebuilding.rebuild", reached)
     monkeypatch.setattr(benchmark, "compare", reached)
     monkeypatch.setattr(opt, "_run", reached)

@@ -14,11 +14,11 @@ import pytest
 import tiny
 from obligations import Obligation
 
-from quantune import outcome
-from quantune.compiler.cache import write_atomically
 from quantune.errors import UsageError
-from quantune.search.evaluate import Score
+from quantune.process.private import write_atomically
+from quantune.search.scores import Score
 from quantune.search.tuner import tune
+from quantune.tuning import outcome
 
 Obliged = Callable[[str], Obligation]
 
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_be_written_costs_no_trial(
             raise OSError(28, os.strerror(28))
         write(path, data, **options)
 
-    monkeypatch.setattr("quantune.compiler.cache.write_atomically", fill)
+    monkeypatch.setattr("quantune.cache.write_atomically", fill)
     code = tiny.search(tmp_path)
     told = capsys.readouterr().err
     promise = obligation("a cache that cannot be written costs no trial")

@@ -27,25 +27,25 @@ import pt2_files
 from refusals import refusal
 from test_sources_fuzz import readings
 
-from quantune import files
 from quantune.allocation.budgets import parse_size
-from quantune.bits import BitWidths
+from quantune.artifact.provenance import Measured, Provenance, attach, split
+from quantune.artifact.records import LayerExecution, Processor
 from quantune.cli import benchmark, compile, device, opt, verify
-from quantune.compiler.inspect import LayerExecution, Processor
-from quantune.compiler.provenance import Measured, Provenance, attach, split
 from quantune.compiler.targets import parse as parse_target
-from quantune.config import QuantConfig
 from quantune.data.sources import Reference
 from quantune.device.address import Address
 from quantune.errors import UsageError
+from quantune.frontend import files
 from quantune.frontend.checkpoints import tensors
 from quantune.frontend.models import ModelRequest, load_model, load_weights
 from quantune.frontend.pt2 import read_program, rewritten
-from quantune.frontend.torchvision_compat import torchvision
+from quantune.quantization.bits import BitWidths
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import Artifact
-from quantune.runtime.evaluate import Worker, read_results
+from quantune.runtime.child import Worker, read_results
 from quantune.runtime.program import read_parameters
 from quantune.runtime.worker import read_images
+from quantune.torchvision_compat import torchvision
 
 Get = Callable[[str], Obligation]
 FEW, MANY = 40, pytest.param(3000, marks=pytest.mark.slow)
@@ -324,7 +324,7 @@ TEXT = (
 @pytest.mark.parametrize("count", SLOW)
 @pytest.mark.parametrize("kind", [".mlir", ".mlirbc"])
 def test_modules(kind: str, count: int, obligation: Get, tmp_path: Path) -> None:
-    from quantune.model import read_model
+    from quantune.frontend.imported import read_model
 
     path = tmp_path / f"net{kind}"
     seed = TEXT if kind == ".mlir" else read_model(TEXT, "net").bytecode
@@ -339,7 +339,7 @@ def test_modules(kind: str, count: int, obligation: Get, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A program without a record, as IREE writes it."""
-    from quantune.compiler.cache import ArtifactCache
+    from quantune.cache import ArtifactCache
     from quantune.compiler.iree import compile_module
     from quantune.compiler.targets import Target
 

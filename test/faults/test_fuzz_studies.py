@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 
 from tuner_bench import quick_disk as quick_disk
 
-from quantune.search.evaluate import Score
+from quantune.search.scores import Score
 from quantune.search.tuner import tune
 
 

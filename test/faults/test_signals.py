@@ -15,32 +15,32 @@ import pytest
 import tiny
 from obligations import Obligation
 
-from quantune import interrupts
+from quantune.process import interrupts
 
 PROMISE = "an interrupted command ends with one line and the signal's code, and the same command finishes the search"
 Obliged = Callable[[str], Obligation]
 
 MOMENTS = {  # name -> the function at whose call the signals come, and at which of the calls
     "import": ("quantune.api.import_any", 1),
-    "calibration": ("quantune.calibration.collect", 1),
+    "calibration": ("quantune.quantization.calibration.collect", 1),
     "lowering": ("quantune.compiler.pipelines.lower", 1),
-    "compilation": ("quantune.compiler.job.Job.run", 1),
+    "compilation": ("quantune.process.job.Job.run", 1),
     "first evaluation": ("quantune.runtime.engines.LocalRunner.run", 1),
     "third evaluation": ("quantune.runtime.engines.LocalRunner.run", 3),
     "timing": ("quantune.runtime.engines.LocalTimer.time", 2),
-    "finalists": ("quantune.evaluator.Evaluator.retime", 1),
-    "artifact": ("quantune.builder.Builder.artifact", 1),
+    "finalists": ("quantune.tuning.evaluator.Evaluator.retime", 1),
+    "artifact": ("quantune.tuning.builder.Builder.artifact", 1),
     "saving": ("quantune.runtime.artifact.write_atomically", 1),
-    "check of the file": ("quantune.evaluator.Evaluator.verify", 1),
-    "recipe": ("quantune.places.write", 1),
-    "report": ("quantune.reporting.write_report", 1),
+    "check of the file": ("quantune.tuning.evaluator.Evaluator.verify", 1),
+    "recipe": ("quantune.process.places.write", 1),
+    "report": ("quantune.tuning.describe.write_report", 1),
     "last table": ("quantune.cli.console.Console.show", 1),
 }
 
 CLOSING = (
-    "quantune.builder.Builder.artifact",
-    "quantune.evaluator.Evaluator.__exit__",
-    "quantune.builder.Builder.close",
+    "quantune.tuning.builder.Builder.artifact",
+    "quantune.tuning.evaluator.Evaluator.__exit__",
+    "quantune.tuning.builder.Builder.close",
 )
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import optuna
 
-from quantune.config import QuantConfig
 from quantune.process import owner
+from quantune.quantization.config import QuantConfig
 from quantune.search import heartbeat
-from quantune.search.evaluate import Score
 from quantune.search.progress import TuningEvent
+from quantune.search.scores import Score
 from quantune.search.storage import open_storage, release
 from quantune.search.tuner import tune
 

@@ -18,12 +18,12 @@ from quantune.allocation.orthogonality import Orthogonality, importance, orthogo
 from quantune.allocation.output_error import OutputError, bound, norms
 from quantune.allocation.solve import Allocation, Budget, allocate, weight_bytes
 from quantune.allocation.sqnr import Sqnr
-from quantune.bits import BitWidths, LayerBits
 from quantune.errors import UsageError
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.schemes import SCHEMES, Weights
 from quantune.numerics.simulate import simulate
+from quantune.quantization.bits import BitWidths, LayerBits
 
 W2, W4, W8 = LayerBits(2), LayerBits(4), LayerBits(8)
 RNG = np.random.default_rng(0)

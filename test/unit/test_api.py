@@ -15,12 +15,12 @@ from torch import nn
 
 from quantune import api
 from quantune.api import ModelOptions
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.inspect import Processor
+from quantune.artifact.records import Processor
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.measuring import check_measurable
 from quantune.runtime.host import this_host
+from quantune.tuning.measuring import check_measurable
 
 SHAPE = ModelOptions(shape=(3, 8, 8))
 MLIR = "func.func @main(%x: tensor<1x3x4x4xf32>) -> tensor<1x3x4x4xf32> { return %x : tensor<1x3x4x4xf32> }"
@@ -162,9 +162,9 @@ def test_features_that_this_processor_lacks_are_named(monkeypatch: pytest.Monkey
     def needed(target: Target, cache: ArtifactCache) -> Processor:
         return Processor(platform.machine(), "future", ("sse2", "avx1024"))
 
-    monkeypatch.setattr("quantune.measuring.needed_processor", needed)
+    monkeypatch.setattr("quantune.tuning.measuring.needed_processor", needed)
     here = replace(this_host(), features={"sse2": True, "avx1024": False})
-    monkeypatch.setattr("quantune.measuring.this_host", lambda: here)
+    monkeypatch.setattr("quantune.tuning.measuring.this_host", lambda: here)
     with pytest.raises(EnvironmentFailure, match=r"processor \(future\) with avx1024, which this machine lacks"):
         check_measurable(Target("cpu", cpu="generic"), ArtifactCache(tmp_path))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantune.artifact.provenance import Provenance, attach
 from quantune.cli import benchmark as cli
 from quantune.compiler import iree
 from quantune.compiler.inspect import layer_executions, required_processor
-from quantune.compiler.provenance import Provenance, attach
 from quantune.compiler.targets import Target
 from quantune.errors import RunFailed, UsageError
 from quantune.runtime.artifact import Artifact

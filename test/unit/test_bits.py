@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantune import space
-from quantune.bits import ACTIVATION_BITS, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
+from quantune.quantization import space
+from quantune.quantization.bits import ACTIVATION_BITS, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
+from quantune.quantization.config import QuantConfig
 
 choices = st.builds(LayerBits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
 names = st.text(min_size=1, max_size=12)

@@ -12,19 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantune import builder as builder_module
-from quantune import calibration
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource
 from quantune.data.splits import Split
 from quantune.errors import PassFailed, UsageError
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
+from quantune.quantization import calibration
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.program import Program
+from quantune.tuning import builder as builder_module
+from quantune.tuning.builder import Builder
 
 HOST = Target("cpu")
 SYMMETRIC, KL = QuantConfig(calib=5, scheme="symmetric"), QuantConfig(calib=2, clip="kl", granularity="tensor")

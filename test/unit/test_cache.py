@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from quantune.compiler import cache as cache_module
-from quantune.compiler.cache import ArtifactCache, content_key, default_root, trim, write_atomically
+from quantune import cache as cache_module
+from quantune.cache import ArtifactCache, content_key, default_root, trim
 from quantune.errors import EnvironmentFailure
+from quantune.process.private import write_atomically
 
 KEY = content_key("a")
 
@@ -231,7 +232,7 @@ def _refuse(monkeypatch: pytest.MonkeyPatch, root: Path, number: int) -> None:
             raise OSError(number, os.strerror(number))
         write(path, data, mode=mode)
 
-    monkeypatch.setattr("quantune.compiler.cache.write_atomically", guarded)
+    monkeypatch.setattr("quantune.cache.write_atomically", guarded)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES])

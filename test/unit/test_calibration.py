@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantune.calibration import (
+from quantune.errors import UsageError
+from quantune.numerics.histogram import Histogram
+from quantune.quantization.calibration import (
     FIRST_IMAGE_SAMPLES,
     GROUP_IMAGES,
     POWER_IMAGES,
@@ -21,8 +23,6 @@ from quantune.calibration import (
     collect,
     stride,
 )
-from quantune.errors import UsageError
-from quantune.numerics.histogram import Histogram
 
 
 def _images(count: int, seed: int = 0) -> NDArray[np.float32]:

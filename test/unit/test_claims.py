@@ -13,15 +13,15 @@ from optuna.trial import TrialState
 from tuner_bench import F32, SMALL, Killed, Recorder, killed_at, measure
 from tuner_bench import quick_disk as quick_disk
 
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
 from quantune.process.owner import lease
+from quantune.quantization.config import QuantConfig
 from quantune.search import claims as module
 from quantune.search import heartbeat, storage
 from quantune.search.claims import Claim, Claims, Session
-from quantune.search.evaluate import Objective
 from quantune.search.heartbeat import Watch
 from quantune.search.history import read_attempts, review
+from quantune.search.scores import Objective
 from quantune.search.storage import Patient, make_study
 from quantune.search.store import study_name
 from quantune.search.tuner import tune

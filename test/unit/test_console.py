@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from quantune.cli.console import Console
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Score
+from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningTrial
+from quantune.search.scores import Score
 
 LONG = QuantConfig(
     calib=10000, scheme="symmetric_power2", clip="percentile", precision="mixed", weight_clip="power", bias="sequential"

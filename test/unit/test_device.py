@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from device_server import TOKEN, in_thread
 
-from quantune.compiler.inspect import Processor, required_processor
+from quantune.artifact.provenance import Provenance, attach
+from quantune.artifact.records import Processor
+from quantune.compiler.inspect import required_processor
 from quantune.compiler.iree import CompiledModule, compile_module
-from quantune.compiler.provenance import Provenance, attach
 from quantune.compiler.targets import Target
 from quantune.device import connection, identity, protocol, server
 from quantune.device.address import Address

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
-from quantune.search.evaluate import (
+from quantune.quantization.config import QuantConfig
+from quantune.search.scores import (
     Difference,
     Objective,
     Score,

@@ -13,24 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantune import evaluator as evaluator_module
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.provenance import Measured, split
+from quantune.artifact.provenance import Measured, split
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.base import ImageSource, hashed_order
 from quantune.data.splits import Split
 from quantune.errors import RunFailed, UsageError
-from quantune.evaluator import Evaluator
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
-from quantune.reporting import describe, measured
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import load
-from quantune.search.evaluate import unpack_correct
 from quantune.search.result import TuningTrial
+from quantune.search.scores import unpack_correct
 from quantune.search.stopping import FEWEST, Floor
+from quantune.tuning import evaluator as evaluator_module
+from quantune.tuning.builder import Builder
+from quantune.tuning.describe import describe, measured
+from quantune.tuning.evaluator import Evaluator
 
 HOST = Target("cpu")
 F32, INT8 = QuantConfig(precision="f32"), QuantConfig(calib=3)
@@ -322,7 +322,7 @@ def test_side_by_side(evaluator: Evaluator) -> None:
 
 
 def test_old_images_are_deleted_when_there_are_too_many(cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantune.evaluator.IMAGES_LIMIT_BYTES", 30_000)
+    monkeypatch.setattr("quantune.tuning.evaluator.IMAGES_LIMIT_BYTES", 30_000)
     builder = Builder(_model(nn.Flatten()), HOST, cache=cache)
     paths = []
     for seed in (11, 12):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from quantune import space
+from quantune.quantization import space
 from quantune.search.features import Encoder, enumerate_space, key_of
 
 SPACE = {

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from quantune import files, guard
 from quantune.errors import ImportFailed, UsageError
+from quantune.frontend import files
+from quantune.process import guard
 
 VALID = "func.func @main(%x: tensor<1x3x4x4xf32>) -> tensor<1x3x4x4xf32> { return %x : tensor<1x3x4x4xf32> }"
 DEEP = "#a = " + "[" * 200_000
@@ -24,7 +25,7 @@ DEEP = "#a = " + "[" * 200_000
 def _in_fork(body: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """What becomes of a process whose work, in a fork, is ``body``."""
     code = (
-        "import os, signal, sys, time\nfrom quantune import guard\ndef work():\n"
+        "import os, signal, sys, time\nfrom quantune.process import guard\ndef work():\n"
         + textwrap.indent(textwrap.dedent(body), "    ")
         + "\n    return 7\nsys.exit(guard.in_fork(work, lambda text: print(text, file=sys.stderr)))"
     )

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from quantune import guidance
-from quantune.config import QuantConfig
-from quantune.evaluator import Evaluator
-from quantune.proxies import ARCHITECTURE, FEATURES, Proxies
-from quantune.space import distributions, to_params
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES, Proxies
+from quantune.quantization.space import distributions, to_params
+from quantune.tuning import guidance
+from quantune.tuning.evaluator import Evaluator
 
 PARAMS = to_params(QuantConfig())
 WIDTH = len(FEATURES) + len(ARCHITECTURE)

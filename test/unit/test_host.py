@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantune.compiler.inspect import Processor, required_processor
+from quantune.artifact.records import Processor
+from quantune.compiler.inspect import required_processor
 from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from quantune.artifact.records import LayerExecution, integer_share
 from quantune.compiler import iree
-from quantune.compiler.inspect import LayerExecution, integer_share, layer_executions, required_processor
+from quantune.compiler.inspect import layer_executions, required_processor
 from quantune.compiler.targets import Target
 from quantune.errors import CompileFailed
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from quantune import interrupts
 from quantune.cli.streams import shown_as_notes
+from quantune.process import interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 def test_nothing_is_interrupted_any_more_at_the_end_of_a_process() -> None:
     code = (
-        "import signal\nfrom quantune import interrupts\nwith interrupts.installed(last=True):\n    pass\n"
+        "import signal\nfrom quantune.process import interrupts\nwith interrupts.installed(last=True):\n    pass\n"
         "for number in interrupts.SIGNALS:\n    signal.raise_signal(number)\nprint('whole')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

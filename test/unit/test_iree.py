@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from quantune.compiler import iree, job
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
+from quantune.compiler import iree
 from quantune.compiler.targets import Target
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError
-from quantune.process import scratch
+from quantune.process import job, scratch
 
 CPU = Target("cpu")
 MODULE = b"""
@@ -322,7 +322,8 @@ def test_a_held_compiler_ends_with_a_killed_owner(tmp_path: Path, shim) -> None:
     owner.write_text(f"""
 import os, signal, threading, time
 from pathlib import Path
-from quantune.compiler import iree, job
+from quantune.compiler import iree
+from quantune.process import job
 from quantune.compiler.targets import Target
 given = dict(compiler=Path({str(compiler)!r}), explain=False, failure_dir=Path({str(tmp_path)!r}))
 threading.Thread(target=iree.compile_module, args=(b"", Target("cpu")), kwargs=given, daemon=True).start()

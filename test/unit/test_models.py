@@ -19,8 +19,8 @@ from quantune.frontend import models
 from quantune.frontend.checkpoints import tensors
 from quantune.frontend.importer import import_module
 from quantune.frontend.models import ModelRequest, load_model, load_weights, request_key
-from quantune.frontend.torchvision_compat import torchvision
 from quantune.process import children
+from quantune.torchvision_compat import torchvision
 
 SQUEEZENET = ModelRequest("torchvision:squeezenet1_1", shape=(3, 32, 32), classes=4)
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from quantune import outcome
-from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed
-from quantune.notices import Notices
-from quantune.outcome import finish
+from quantune.quantization.config import QuantConfig
 from quantune.report.report import build_report, verdict
-from quantune.search.evaluate import Objective, Score
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.scores import Objective, Score
+from quantune.tuning import outcome
+from quantune.tuning.notices import Notices
+from quantune.tuning.outcome import finish
 
 IMAGES = 200
 TRIAL = TuningTrial(0, QuantConfig(), "complete", Score(1.0, 2.0, 5, IMAGES))

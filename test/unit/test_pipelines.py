@@ -15,13 +15,13 @@ from mlir_passes.pipeline import Pipeline
 from quantune.compiler import pipelines
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.errors import PassFailed
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan, make_plan, observed
 
 GENERIC = Target("cpu", cpu="generic")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quantune import places
 from quantune.errors import EnvironmentFailure, UsageError
+from quantune.process import places
 
 LONG = "n" * 300
 

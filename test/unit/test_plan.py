@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mlir_passes.network import Network, Node
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
 from quantune.numerics.affine import BIAS_LIMIT, QuantParams
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.weight_ranges import fit_weight
-from quantune.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
 IMAGE = (1, 4, 4, 4)
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantune.artifact.provenance import Provenance, attach
+from quantune.artifact.records import Processor
 from quantune.compiler import iree
-from quantune.compiler.inspect import Processor, required_processor
-from quantune.compiler.provenance import Provenance, attach
+from quantune.compiler.inspect import required_processor
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.runtime import devices
 from quantune.runtime.artifact import Artifact, load
-from quantune.runtime.evaluate import Worker, evaluate
+from quantune.runtime.child import Worker, evaluate
 from quantune.runtime.measure import Effort
 from quantune.runtime.program import Program, read_parameters
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantune.compiler.container import ANNOUNCEMENT
-from quantune.compiler.inspect import LayerExecution, Processor
-from quantune.compiler.provenance import FORMAT, Measured, Provenance, Stamped, attach, split
+from quantune.artifact.container import ANNOUNCEMENT
+from quantune.artifact.provenance import FORMAT, Measured, Provenance, Stamped, attach, split
+from quantune.artifact.records import LayerExecution, Processor
 from quantune.errors import RunFailed
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlir_passes.network import Network, Node
-from quantune.config import QuantConfig
-from quantune.constants import with_constants
 from quantune.errors import UsageError
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.simulate import simulate
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import with_constants
+from quantune.quantization.plan import QuantizationPlan, make_plan, observed
 from quantune.refine import base, bias, twin
 from quantune.refine.base import Task
 from quantune.refine.bias import check_means, corrected, layer_means

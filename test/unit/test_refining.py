@@ -13,21 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantune import builder as builder_module
-from quantune import refining
-from quantune.builder import Builder
-from quantune.compiler.cache import ArtifactCache
+from quantune.cache import ArtifactCache
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
-from quantune.constants import with_constants
 from quantune.data.base import ImageSource
 from quantune.data.splits import Split
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics.simulate import simulate
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import with_constants
 from quantune.refine import bias
 from quantune.refine.base import Task
 from quantune.runtime.program import Program
+from quantune.tuning import builder as builder_module
+from quantune.tuning import refining
+from quantune.tuning.builder import Builder
 
 PLAIN = QuantConfig(calib=5, granularity="tensor")
 REFINED = QuantConfig(calib=5, granularity="tensor", bias="sequential")

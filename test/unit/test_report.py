@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
+from quantune.quantization.config import QuantConfig
 from quantune.report.report import (
     _bytes,
     _duration,
@@ -27,8 +27,8 @@ from quantune.report.report import (
     write_report,
 )
 from quantune.report.schema import Report, read_report
-from quantune.search.evaluate import Objective, Score, accuracy_interval, pack_correct
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front
+from quantune.search.scores import Objective, Score, accuracy_interval, pack_correct
 
 F32 = TuningTrial(0, QuantConfig(precision="f32"), "complete", Score(0.80, 10.0, 4_000_000, 1000))
 DEFAULT = TuningTrial(0, QuantConfig(), "complete", Score(0.70, 5.0, 1_000_000, 1000))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Objective, Score
+from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front, ranked, with_latencies
+from quantune.search.scores import Objective, Score
 
 INT8, F32, F16 = QuantConfig(), QuantConfig(precision="f32"), QuantConfig(precision="f16")
 LATENCY = Objective("latency", 0.01)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quantune.errors import UsageError
-from quantune.space import PARAMETERS
+from quantune.quantization.space import PARAMETERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmark"))
 tables = importlib.import_module("results_lib.tables")

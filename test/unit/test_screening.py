@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quantune.compiler.cache import ArtifactCache
-from quantune.config import QuantConfig
+from quantune.cache import ArtifactCache
 from quantune.errors import EnvironmentFailure, RunFailed
-from quantune.evaluator import Evaluator
-from quantune.screening import IMAGES, Screening, divergence
-from quantune.space import LEVEL1, to_params
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.space import LEVEL1, to_params
+from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.screening import IMAGES, Screening, divergence
 
 RNG = np.random.default_rng(0)
 F32 = RNG.normal(0, 3, (IMAGES, 10))

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from quantune.errors import UsageError
-from quantune.proxies import ARCHITECTURE
+from quantune.quantization.predictions import ARCHITECTURE
 
 BENCHMARK = Path(__file__).parents[1] / "benchmark"
 sys.path.insert(0, str(BENCHMARK))

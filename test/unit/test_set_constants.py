@@ -11,19 +11,19 @@ from torch import nn
 
 from mlir_passes.ops.reader import read_network
 from mlir_passes.passes.set_constants import hold_constants
-from quantune import constants
 from quantune.compiler import pipelines
 from quantune.compiler.iree import compile_module
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
-from quantune.constants import Constant, with_constants
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
 from quantune.numerics import affine
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.simulate import simulate
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.quantization import constants
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import Constant, with_constants
+from quantune.quantization.plan import QuantizationPlan, make_plan, observed
 from quantune.runtime.program import Program
 
 GENERIC = Target("cpu", cpu="generic")

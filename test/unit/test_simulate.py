@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mlir_passes.network import Network, Node
-from quantune.config import QuantConfig
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.simulate import SimulationError, bounds, simulate, steps
-from quantune.plan import QuantizationPlan, make_plan, observed
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan, make_plan, observed
 
 Conv = nn.Conv2d
 

@@ -160,7 +160,7 @@ def test_imagefolder_order_labels_and_names(folder: Path) -> None:
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(40, 31), (31, 40), (64, 64), (33, 32)])
 def test_imagefolder_equals_torchvision(tmp_path: Path, interpolation: str, size: tuple[int, int]) -> None:
-    from quantune.frontend.torchvision_compat import torchvision
+    from quantune.torchvision_compat import torchvision
 
     transforms = torchvision().transforms
     (tmp_path / "a").mkdir()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from quantune import space
-from quantune.bits import UNIFORM_8, BitWidths
-from quantune.config import QuantConfig
 from quantune.errors import UsageError
 from quantune.numerics.clipping import CLIPS
-from quantune.search.evaluate import complexity
+from quantune.quantization import space
+from quantune.quantization.bits import UNIFORM_8, BitWidths
+from quantune.quantization.config import QuantConfig
 from quantune.search.features import Encoder, enumerate_space
 from quantune.search.sampler import XGBoostSampler
+from quantune.search.scores import complexity
 from quantune.search.strategies import describe_space
 from quantune.search.transfer import PastStudy, rows_in, shipped
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantune.search.evaluate import Objective, Score, pack_correct
+from quantune.search.scores import Objective, Score, pack_correct
 from quantune.search.stopping import ERROR, FEWEST, Floor, fewest_marked, floor_of, looks
 
 

@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 
 from quantune.errors import EnvironmentFailure, UsageError
 from quantune.search import storage
-from quantune.search.evaluate import Score
+from quantune.search.scores import Score
 from quantune.search.tuner import tune
 from quantune.search.urls import MASK, scrub, scrubbed, shown
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantune import space
 from quantune.errors import UsageError
-from quantune.proxies import ARCHITECTURE, FEATURES
-from quantune.screening import SCREENED
+from quantune.quantization import space
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES
 from quantune.search.features import enumerate_space
 from quantune.search.transfer import MERITS, PastStudy, load_studies, rows_in, save_studies, score, shipped, usable
+from quantune.tuning.screening import SCREENED
 
 SPACE = space.distributions()
 POINTS = enumerate_space(SPACE) or []

@@ -9,11 +9,11 @@ import pytest
 from tuner_bench import F16, F32, ONE_AXIS, SMALL, Recorder, measure
 from tuner_bench import quick_disk as quick_disk
 
-from quantune import space as level1
-from quantune.config import QuantConfig
 from quantune.errors import EnvironmentFailure, UsageError
-from quantune.search.evaluate import Objective, Score, TrialFailed
+from quantune.quantization import space as level1
+from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningTrial, choose, pareto_front, to_time
+from quantune.search.scores import Objective, Score, TrialFailed
 from quantune.search.tuner import tune
 
 pytestmark = pytest.mark.usefixtures("quick_disk")

@@ -9,12 +9,12 @@ import pytest
 from tuner_bench import F32, ONE_AXIS, Recorder, measure
 from tuner_bench import quick_disk as quick_disk
 
-from quantune.config import QuantConfig
 from quantune.errors import CompileFailed, RunFailed, UsageError
+from quantune.quantization.config import QuantConfig
 from quantune.search.claims import is_transient
-from quantune.search.evaluate import Score, TrialFailed
 from quantune.search.history import MAX_TRANSIENT
 from quantune.search.loop import MAX_FAILURES_IN_A_ROW
+from quantune.search.scores import Score, TrialFailed
 from quantune.search.tuner import tune
 
 pytestmark = pytest.mark.usefixtures("quick_disk")

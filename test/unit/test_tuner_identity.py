@@ -8,9 +8,9 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 
-from quantune import space as level1
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Score
+from quantune.quantization import space as level1
+from quantune.quantization.config import QuantConfig
+from quantune.search.scores import Score
 from quantune.search.strategies import NAMES
 from quantune.search.tuner import tune
 

@@ -11,10 +11,10 @@ import pytest
 from tuner_bench import SMALL, Killed, Recorder, killed_at, measure
 from tuner_bench import quick_disk as quick_disk
 
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Objective
+from quantune.quantization.config import QuantConfig
 from quantune.search.history import MAX_DEATHS
 from quantune.search.result import TuningResult
+from quantune.search.scores import Objective
 from quantune.search.strategies import NAMES
 from quantune.search.tuner import tune
 

@@ -15,7 +15,7 @@ import pytest
 
 from quantune.errors import UsageError
 from quantune.process.owner import lease, lease_is_dead
-from quantune.search.evaluate import Score
+from quantune.search.scores import Score
 from quantune.search.tuner import tune
 
 
@@ -32,8 +32,8 @@ def test_lease_tells_living_from_dead() -> None:
 SESSION = """
 import json, sys, time, hashlib, optuna
 from pathlib import Path
-from quantune import space
-from quantune.search.evaluate import Objective, Score
+from quantune.quantization import space
+from quantune.search.scores import Objective, Score
 from quantune.search.tuner import tune
 from optuna.distributions import CategoricalDistribution
 optuna.logging.set_verbosity(optuna.logging.ERROR)

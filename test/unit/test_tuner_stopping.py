@@ -9,11 +9,11 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Objective, Score, pack_correct
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.space import LEVEL1, PARAMETERS
+from quantune.search.scores import Objective, Score, pack_correct
 from quantune.search.stopping import Floor, looks
 from quantune.search.tuner import tune
-from quantune.space import LEVEL1, PARAMETERS
 
 IMAGES = 1000
 SPACE = {name: CategoricalDistribution(values[:2]) for name, values in PARAMETERS.items()}

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import yaml
 
+from quantune.artifact.provenance import Measured, Provenance, attach
+from quantune.artifact.records import LayerExecution
+from quantune.cache import ArtifactCache
 from quantune.cli import verify
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.inspect import LayerExecution, required_processor
+from quantune.compiler.inspect import required_processor
 from quantune.compiler.iree import compile_module
-from quantune.compiler.provenance import Measured, Provenance, attach
 from quantune.compiler.targets import Target
 from quantune.data.sources import open_source
 from quantune.data.splits import Split

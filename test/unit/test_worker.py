@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from quantune.errors import RunFailed
+from quantune.runtime.child import Worker
 from quantune.runtime.engines import LocalRunner
-from quantune.runtime.evaluate import Worker
 
 JOB_S, GENEROUS_S = 7200.0, 600.0
 """The time-out of a job, and how long a test waits for what takes a moment."""

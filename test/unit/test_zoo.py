@@ -16,8 +16,8 @@ from rich.progress import Progress, TextColumn
 from safetensors.torch import load_file
 
 from quantune import api
+from quantune.cache import ArtifactCache
 from quantune.cli.console import SearchDisplay
-from quantune.compiler.cache import ArtifactCache
 from quantune.errors import EnvironmentFailure, UsageError
 from quantune.zoo import recipes, store, train
 from quantune.zoo.pools import augmented, pool

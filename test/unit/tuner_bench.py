@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution
 
-from quantune import space as level1
-from quantune.config import QuantConfig
-from quantune.search.evaluate import Score, TrialFailed
+from quantune.quantization import space as level1
+from quantune.quantization.config import QuantConfig
+from quantune.search.scores import Score, TrialFailed
 from quantune.search.storage import Patient
 
 F32, F16 = QuantConfig(precision="f32"), QuantConfig(precision="f16")

@@ -75,7 +75,7 @@ def open_openvino(file: str, threads: int) -> tuple[Run, Caller]:
 def open_torch(file: str, threads: int) -> tuple[Run, Caller]:
     import torch
 
-    from quantune.frontend.torchvision_compat import torchvision
+    from quantune.torchvision_compat import torchvision
 
     torchvision()  # the pickled model names its classes
     torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ def torch_model(name: str) -> Any:
     import torch
 
     from quantune.frontend.models import calibrate_batch_norms
-    from quantune.frontend.torchvision_compat import torchvision
+    from quantune.torchvision_compat import torchvision
 
     torch.manual_seed(0)
     options = {"init_weights": False} if name == "googlenet" else {}  # its own initialization takes minutes
@@ -57,11 +57,11 @@ class Stable:
         import torch
 
         from quantune.api import ModelOptions, import_any
-        from quantune.builder import Builder
-        from quantune.compiler.cache import ArtifactCache
+        from quantune.cache import ArtifactCache
         from quantune.compiler.targets import Target
-        from quantune.config import QuantConfig
         from quantune.data.splits import Split
+        from quantune.quantization.config import QuantConfig
+        from quantune.tuning.builder import Builder
 
         source = calibration_source()
         self.folder, self.network, self.seconds = folder, torch_model(name), dict[str, float]()

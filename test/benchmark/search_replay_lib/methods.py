@@ -12,11 +12,11 @@ from optuna.samplers import BaseSampler
 from scipy.stats import rankdata
 
 from quantune.errors import UsageError
-from quantune.screening import CONFIGURATIONS
+from quantune.quantization.space import PARAMETERS
 from quantune.search.features import FeatureHook, key_of
 from quantune.search.sampler import XGBoostSampler
 from quantune.search.transfer import MERITS, PastStudy
-from quantune.space import PARAMETERS
+from quantune.tuning.screening import CONFIGURATIONS
 from search_replay_lib.paper import PaperSearch
 from search_replay_lib.tables import KNOWN, ModelTable
 
@@ -238,7 +238,7 @@ def _predicted(table: ModelTable) -> np.ndarray | None:
 def _screened(table: ModelTable) -> np.ndarray | None:
     """What a search knows after screening: the merits of the best predicted configurations, and those of the others.
 
-    As `quantune.screening.Screening.merit` has it; a table has the merits of all.
+    As `quantune.tuning.screening.Screening.merit` has it; a table has the merits of all.
     """
     if table.features is None:
         return None

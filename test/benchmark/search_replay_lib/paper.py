@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantune.space import PARAMETERS
+from quantune.quantization.space import PARAMETERS
 
 if TYPE_CHECKING:
     from search_replay_lib.tables import ModelTable

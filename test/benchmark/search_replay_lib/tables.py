@@ -14,11 +14,11 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 
 from quantune.errors import UsageError
-from quantune.proxies import ARCHITECTURE, FEATURES
-from quantune.screening import SCREENED
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES
+from quantune.quantization.space import PARAMETERS
 from quantune.search.features import key_of
 from quantune.search.transfer import PastStudy
-from quantune.space import PARAMETERS
+from quantune.tuning.screening import SCREENED
 from search_replay_lib.paper import ARCHITECTURES, F32
 
 KNOWN = (*FEATURES, *ARCHITECTURE, SCREENED)

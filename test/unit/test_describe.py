@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mlir_passes.network import Network, Node
-from quantune.constants import Constant
 from quantune.numerics.affine import QuantParams
-from quantune.plan import QuantizationPlan
-from quantune.reporting import layer_table
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan
+from quantune.tuning.describe import layer_table
 
 
 def params(scale: float, largest: int = 127) -> QuantParams:

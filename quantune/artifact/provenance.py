@@ -6,7 +6,7 @@ IREE reads a .vmfb from its start and ignores what follows the program, so the r
 
 The JSON holds the program's sha256: IREE itself runs a program with a flipped bit, and answers nonsense. The program is
 laid out as a zip archive, and the archive's comment says that a record follows: a file that was cut is told from a
-plain .vmfb wherever it was cut (quantune.compiler.container).
+plain .vmfb wherever it was cut (quantune.artifact.container).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from quantune.compiler.container import announce, check_end
-from quantune.compiler.inspect import LayerExecution, Processor
+from quantune.artifact.container import announce, check_end
+from quantune.artifact.records import LayerExecution, Processor
 from quantune.errors import RunFailed
 
 FORMAT = 3

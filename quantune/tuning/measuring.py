@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from quantune.artifact.records import Processor
+from quantune.cache import ArtifactCache
 from quantune.cluster.runner import SCHEME, ClusterRunner
-from quantune.compiler.cache import ArtifactCache
-from quantune.compiler.inspect import Processor
 from quantune.compiler.probe import needed_processor
 from quantune.compiler.targets import Target
 from quantune.device.client import Device

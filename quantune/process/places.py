@@ -7,8 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from quantune.compiler.cache import write_atomically
 from quantune.errors import UsageError, refused
+from quantune.process.private import write_atomically
 
 _PROBE = bytes(4096)
 

@@ -56,7 +56,7 @@ class ImportedModel:
 
 
 def read_model(source: bytes, name: str) -> ImportedModel:
-    """Read a linalg module from MLIR text or bytecode of our own; files of others go through quantune.files.
+    """Read a linalg module from MLIR text or bytecode of our own; files of others go through quantune.frontend.files.
 
     Raises UsageError, with line and column, for what is not MLIR, and ImportFailed for a module that is no network.
     """

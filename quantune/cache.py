@@ -11,13 +11,13 @@ import hashlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
 from quantune.process import private, scratch
+from quantune.process.private import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +49,6 @@ def content_key(*parts: bytes | str) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace ``path`` by ``data`` so that a reader, even after a crash, finds all of the old or all of the new.
-
-    mode: of the new file, less what the umask takes away.
-    """
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{uuid.uuid4().hex}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class ArtifactCache:

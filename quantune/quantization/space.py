@@ -7,11 +7,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantune.bits import UNIFORM_8, BitWidths
-from quantune.config import CHOICES, LATER, QuantConfig
 from quantune.errors import UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
+from quantune.quantization.bits import UNIFORM_8, BitWidths
+from quantune.quantization.config import CHOICES, LATER, QuantConfig
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution

@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import FLOAT, Network, Node
-from quantune import constants
-from quantune.bits import BitWidths
-from quantune.config import QuantConfig
-from quantune.constants import Constants
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights, is_degenerate
 from quantune.numerics.weight_ranges import fit_weight, importance
+from quantune.quantization import constants
+from quantune.quantization.bits import BitWidths
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import Constants
 
 
 @dataclass(frozen=True, eq=False)

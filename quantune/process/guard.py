@@ -2,7 +2,7 @@
 
 Whoever reads does so in a process that may end; this module bounds what the reading takes there, and says in one line
 how it ended. Two ways: `in_fork` for a command whose whole work is about one file, and `bounded` alone for a child that
-was started for the reading (quantune.files).
+was started for the reading (quantune.frontend.files).
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from quantune.bits import UNIFORM_8, BitWidths
 from quantune.errors import UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.weight_ranges import RULES
+from quantune.quantization.bits import UNIFORM_8, BitWidths
 
 CHOICES: Mapping[str, Collection[str]] = {
     "scheme": SCHEMES.keys(),
@@ -32,7 +32,7 @@ class QuantConfig:
     (numerics/clipping.py).
     granularity: one weight scale per tensor or per output channel (activations stay per tensor).
     precision: int8, mixed (first and last layer stay f32), or a float artifact (the other fields then mean nothing).
-    bits: how wide the integers of each layer are (see quantune.bits); a line without it means eight bits everywhere.
+    bits: how wide the integers of each layer are (see bits.py); a line without it means eight bits everywhere.
     weight_clip: how a weight's range is cut (see quantune.numerics.weight_ranges).
     bias: how biases are corrected for the means that quantization moves (see quantune.refine.bias).
     Of bits and the fields behind it a line names only what is not the default.

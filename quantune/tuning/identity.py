@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-from quantune.builder import Builder
 from quantune.compiler.targets import host_identity
 from quantune.data.splits import Split
 from quantune.runtime.host import processor_name
+from quantune.tuning.builder import Builder
 from quantune.versions import versions
 
 

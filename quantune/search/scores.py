@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quantune.config import CHOICES, QuantConfig
 from quantune.errors import QuantuneError, UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
+from quantune.quantization.config import CHOICES, QuantConfig
 
 METRICS = ("accuracy", "latency", "size")
 

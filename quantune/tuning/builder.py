@@ -22,30 +22,31 @@ from pathlib import Path
 import numpy as np
 
 from mlir_passes.network import Network
-from quantune import calibration, constants
-from quantune.calibration import Statistics, Summarizer
+from quantune.artifact.provenance import Measured, Provenance, attach
+from quantune.artifact.records import LayerExecution
+from quantune.cache import ArtifactCache, content_key
 from quantune.compiler import pipelines
-from quantune.compiler.cache import ArtifactCache, content_key
-from quantune.compiler.inspect import LayerExecution, layer_executions, required_processor
+from quantune.compiler.inspect import layer_executions, required_processor
 from quantune.compiler.iree import CompiledModule, compile_module
-from quantune.compiler.job import stop_all
 from quantune.compiler.pipelines import Debugging, Lowered
-from quantune.compiler.provenance import Measured, Provenance, attach
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.base import printable
 from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
-from quantune.model import ImportedModel
-from quantune.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
+from quantune.frontend.imported import ImportedModel
 from quantune.process import memory
+from quantune.process.job import stop_all
+from quantune.quantization import calibration, constants
+from quantune.quantization.calibration import Statistics, Summarizer
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import KnownWeights, QuantizationPlan, Ranges, make_plan, observed
+from quantune.quantization.space import CALIBRATION_SIZES
 from quantune.refine.base import images_for
-from quantune.refining import Refining
-from quantune.request import Origin
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.devices import processors
 from quantune.runtime.program import Program
-from quantune.space import CALIBRATION_SIZES
+from quantune.tuning.refining import Refining
+from quantune.tuning.request import Origin
 from quantune.versions import versions
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quantune.errors import QuantuneError
-from quantune.model import read_model
+from quantune.frontend.imported import read_model
 
 IMAGES, SCORES = "tensor<1x3x4x4xf32>", "tensor<1x2xf32>"
 LAYER = """

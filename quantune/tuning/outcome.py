@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quantune import interrupts, places
-from quantune.builder import Builder
 from quantune.errors import QuantuneError, RunFailed
-from quantune.evaluator import Evaluator
-from quantune.notices import Notices
-from quantune.reporting import describe, measured, write_reports
+from quantune.process import interrupts, places
 from quantune.runtime.artifact import Artifact
-from quantune.search.evaluate import Score
 from quantune.search.result import TuningResult, TuningTrial
+from quantune.search.scores import Score
+from quantune.tuning.builder import Builder
+from quantune.tuning.describe import describe, measured, write_reports
+from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.notices import Notices
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from quantune import errors
 from quantune.errors import QuantuneError, UsageError
-from quantune.guard import ended
-from quantune.model import ImportedModel, read_model
+from quantune.frontend.imported import ImportedModel, read_model
 from quantune.process import children, scratch
+from quantune.process.guard import ended
 
 SUFFIXES = (".mlir", ".mlirbc", ".pt2")
 """How the names of such files end."""

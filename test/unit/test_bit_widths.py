@@ -9,16 +9,16 @@ from torch import nn
 
 from quantune.allocation.output_error import OutputError
 from quantune.allocation.solve import Budget
-from quantune.allocator import CHOICES, Allocator, BitsWanted
-from quantune.bits import BitWidths, LayerBits
-from quantune.builder import Builder
 from quantune.compiler.targets import Target
-from quantune.config import QuantConfig
 from quantune.data.sources import Items
 from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.frontend.importer import import_module
 from quantune.numerics.simulate import simulate
+from quantune.quantization.bits import BitWidths, LayerBits
+from quantune.quantization.config import QuantConfig
+from quantune.tuning.bit_widths import CHOICES, Allocator, BitsWanted
+from quantune.tuning.builder import Builder
 
 SHAPE = (1, 3, 8, 8)
 IMAGES = np.random.default_rng(0).standard_normal((6, *SHAPE), np.float32)

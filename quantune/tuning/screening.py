@@ -4,7 +4,8 @@ The divergence of a configuration is the mean over images of KL(p || q) = sum_k 
 p are the class probabilities (softmax of the outputs) of the f32 artifact and q those of the quantized one. A top-1
 accuracy counts the few answers that change; the divergence weighs how far every answer moved, so some hundred images
 order configurations about as well as the labels of thousands do. It takes compiled programs, which noise predicted from
-statistics (quantune.proxies) does not: the prediction chooses which configurations are worth screening.
+statistics (quantune.quantization.predictions) does not: the prediction chooses which configurations are worth
+screening.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from quantune import space
-from quantune.compiler.cache import content_key
-from quantune.config import QuantConfig
+from quantune.cache import content_key
 from quantune.data.splits import Split
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
-from quantune.evaluator import Evaluator
+from quantune.quantization import space
+from quantune.quantization.config import QuantConfig
+from quantune.tuning.evaluator import Evaluator
 from quantune.versions import versions
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantune.config import QuantConfig
 from quantune.data.choice import names_one_set
 from quantune.errors import UsageError
+from quantune.quantization.config import QuantConfig
 
 
 @dataclass(frozen=True)

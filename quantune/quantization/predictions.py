@@ -27,16 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import Network, Node
-from quantune import space
-from quantune.calibration import Statistics
-from quantune.config import QuantConfig
-from quantune.constants import Constant
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.weight_ranges import importance
-from quantune.plan import QuantizationPlan
+from quantune.quantization import space
+from quantune.quantization.calibration import Statistics
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan
 
 FEATURES = ("predicted_db", "rounding_db", "clipping_db", "weight_db", "worst_layer_db")
 ARCHITECTURE = ("log_macs", "log_parameters", "layers", "depthwise", "pointwise", "adds", "concats")

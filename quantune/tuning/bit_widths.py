@@ -14,14 +14,14 @@ from mlir_passes.network import Network
 from quantune.allocation.base import Scorer, Scores, Tensors
 from quantune.allocation.budgets import parse_size, scorer
 from quantune.allocation.solve import Allocation, Budget, Costs, allocate, weight_bytes
-from quantune.bits import WEIGHT_BITS, BitWidths, LayerBits
-from quantune.builder import Builder, Built, full_batch
-from quantune.config import QuantConfig
 from quantune.data.splits import batches
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams
-from quantune.plan import QuantizationPlan, integer_layers, lay_out
+from quantune.quantization.bits import WEIGHT_BITS, BitWidths, LayerBits
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
 from quantune.runtime.program import Program
+from quantune.tuning.builder import Builder, Built, full_batch
 
 CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)
 """What a layer may have where only its weights' size matters: activations of eight bits."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from quantune.evaluator import Evaluator
-from quantune.proxies import ARCHITECTURE, FEATURES, Proxies
-from quantune.screening import SCREENED, WORTH_FROM, Screening
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES, Proxies
+from quantune.quantization.space import from_params
 from quantune.search.features import FeatureHook, enumerate_space
 from quantune.search.sampler import Prior
 from quantune.search.transfer import PastStudy, shipped, usable
-from quantune.space import from_params
+from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.screening import SCREENED, WORTH_FROM, Screening
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from mlir_passes.network import Network, Node
-from quantune.bits import BitWidths
-from quantune.calibration import Statistics
-from quantune.config import QuantConfig
-from quantune.constants import Constant
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.histogram import Histogram
-from quantune.plan import QuantizationPlan, make_plan
-from quantune.proxies import ARCHITECTURE, FEATURES, Proxies, architecture, clipped_share
-from quantune.space import LEVEL1, PARAMETERS, configs, to_params
+from quantune.quantization.bits import BitWidths
+from quantune.quantization.calibration import Statistics
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan, make_plan
+from quantune.quantization.predictions import ARCHITECTURE, FEATURES, Proxies, architecture, clipped_share
+from quantune.quantization.space import LEVEL1, PARAMETERS, configs, to_params
 
 SIZES, PRECISIONS = (1, 1000, 10000), ("int8", "mixed")
 

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlir_passes.network import FLOAT, INPUT, Network, Node
-from quantune.builder import Builder
-from quantune.compiler.provenance import Measured
-from quantune.config import QuantConfig
-from quantune.constants import Constant
+from quantune.artifact.provenance import Measured
 from quantune.numerics import affine
-from quantune.plan import QuantizationPlan, bits_of
+from quantune.quantization.config import QuantConfig
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.host import processor_name
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.stopping import ERROR
+from quantune.tuning.builder import Builder
 from quantune.versions import versions
 
 if TYPE_CHECKING:
-    from quantune.evaluator import Evaluator
+    from quantune.tuning.evaluator import Evaluator
 
 
 def describe(

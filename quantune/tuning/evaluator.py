@@ -14,20 +14,20 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.builder import Builder, Built
-from quantune.compiler.cache import content_key, trim
-from quantune.config import QuantConfig
+from quantune.cache import content_key, trim
 from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, provide
 from quantune.data.splits import Split, batches
 from quantune.errors import RunFailed, UsageError
-from quantune.measuring import Measuring
 from quantune.process import scratch
+from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.measure import Effort
-from quantune.search.evaluate import Score, pack_correct, unpack_correct
+from quantune.search.scores import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
+from quantune.tuning.builder import Builder, Built
+from quantune.tuning.measuring import Measuring
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune import constants
-from quantune.compiler.cache import ArtifactCache, content_key
-from quantune.constants import Constant
-from quantune.plan import QuantizationPlan
+from quantune.cache import ArtifactCache, content_key
+from quantune.quantization import constants
+from quantune.quantization.constants import Constant
+from quantune.quantization.plan import QuantizationPlan
 from quantune.refine import bias
 from quantune.refine.base import Hook, Images, Refiner, Task
 

@@ -1,0 +1,1 @@
+"""What an artifact file says about itself, readable without a compiler."""

@@ -1,0 +1,1 @@
+"""Configurations and what they mean for a network: bit widths, spaces, statistics, plans, constants, predictions."""
