@@ -12,17 +12,25 @@ from quantune.errors import UsageError
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
 
+FLOAT_BITS = 32
+
 _CHOICE = re.compile(r"w(\d)(?:a(\d))?")
+_FLOAT = "f32"
 
 
 @dataclass(frozen=True, order=True)
 class LayerBits:
-    """The bit widths of one layer: of its weight, 2 to 8, and of the activation that it reads, 4 or 8."""
+    """The bit widths of one layer: of its weight, 2 to 8, and of the activation that it reads, 4 or 8.
+
+    32 for both is `F32`: the layer stays in float, whatever its neighbours do.
+    """
 
     weights: int = 8
     activations: int = 8
 
     def __post_init__(self) -> None:
+        if self.is_float:
+            return
         for name, value, allowed in (
             ("weights", self.weights, WEIGHT_BITS),
             ("activations", self.activations, ACTIVATION_BITS),
@@ -30,16 +38,27 @@ class LayerBits:
             if type(value) is not int or value not in allowed:
                 raise UsageError(f"{value!r} bits for {name}: expected one of {', '.join(map(str, allowed))}")
 
+    @property
+    def is_float(self) -> bool:
+        """Whether the layer is not quantized."""
+        return self.weights == self.activations == FLOAT_BITS
+
     def __str__(self) -> str:
-        return f"w{self.weights}a{self.activations}"
+        return _FLOAT if self.is_float else f"w{self.weights}a{self.activations}"
 
     @classmethod
     def parse(cls, text: str) -> LayerBits:
-        """Read ``w4a8``, or ``w4`` for activations of eight bits; raises UsageError for anything else."""
+        """Read ``w4a8``, ``w4`` for activations of eight bits, or ``f32``; raises UsageError for anything else."""
+        if text == _FLOAT:
+            return F32
         found = _CHOICE.fullmatch(text)
         if found is None:
-            raise UsageError(f"bits '{text}': expected for example w4 or w4a8")
+            raise UsageError(f"bits '{text}': expected for example w4 or w4a8, or f32")
         return cls(int(found[1]), int(found[2] or 8))
+
+
+F32 = LayerBits(FLOAT_BITS, FLOAT_BITS)
+"""A layer that stays in float."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ class BitWidths:
 
     Prints as ``w4a8/w8a8:features.0.0+classifier.1``: the default, then for each other choice the layers that have it;
     names are percent-encoded where they hold one of the separators. layers: (name, choice), sorted, none of them equal
-    to the default; other entries are brought into this form.
+    to the default; other entries are brought into this form. Raises UsageError where no layer is left in integers.
     """
 
     default: LayerBits = LayerBits()
@@ -61,6 +80,8 @@ class BitWidths:
                 raise UsageError(f"bits: layer '{name}' is given twice" if name else "bits: a layer has no name")
         kept = sorted((name, choice) for name, choice in chosen.items() if choice != self.default)
         object.__setattr__(self, "layers", tuple(kept))
+        if self.default.is_float and not kept:
+            raise UsageError("bits=f32: no layer is quantized; that is precision=f32")
 
     @classmethod
     def of_layers(cls, layers: Iterable[tuple[str, LayerBits]]) -> BitWidths:
@@ -81,6 +102,12 @@ class BitWidths:
                 raise UsageError(f"bits '{part}': expected a choice and its layers, such as w8:features.0+classifier")
             layers += [(unquote(name), LayerBits.parse(choice)) for name in names.split("+")]
         return cls(LayerBits.parse(first), tuple(layers))
+
+    @property
+    def in_float(self) -> tuple[bool, frozenset[str]]:
+        """Whether layers are float by default, and which layers differ from that: all that a program depends on."""
+        default = self.default.is_float
+        return default, frozenset(name for name, choice in self.layers if choice.is_float != default)
 
     def of(self, layer: str) -> LayerBits:
         """The widths of a layer, by the name of its node."""

@@ -27,7 +27,7 @@ from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights, is_degenerate
 from quantune.numerics.weight_ranges import fit_weight, importance
 from quantune.quantization import constants
-from quantune.quantization.bits import BitWidths
+from quantune.quantization.bits import UNIFORM_8, BitWidths
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.constants import Constants
 
@@ -91,14 +91,11 @@ class Layout:
     sources: Mapping[str, tuple[str, ...]]
 
 
-def integer_layers(network: Network, precision: str) -> frozenset[str]:
-    """The layers a precision asks to run in integers; mixed leaves the first and the last in f32."""
+def integer_layers(network: Network, precision: str, bits: BitWidths = UNIFORM_8) -> frozenset[str]:
+    """The layers that are asked to run in integers; mixed leaves the first and the last in f32, bits any others."""
     names = [node.name for node in network.layers]
-    if precision == "int8":
-        return frozenset(names)
-    if precision == "mixed":
-        return frozenset(names[1:-1])
-    return frozenset()
+    asked = {"int8": names, "mixed": names[1:-1]}.get(precision, [])
+    return frozenset(name for name in asked if not bits.of(name).is_float)
 
 
 def lay_out(network: Network, layers: frozenset[str]) -> Layout:
@@ -185,11 +182,13 @@ def make_plan(
     ranges = {} if ranges is None else ranges
     known_weights = {} if known_weights is None else known_weights
     scheme, rule = SCHEMES[config.scheme], CLIPS[config.clip]
-    layers = integer_layers(network, config.precision)
+    layers = integer_layers(network, config.precision, config.bits)
     layout = lay_out(network, layers)
+    widths = activation_bits(network, layout, config.bits)
+    if not layers and any(config.bits.in_float):
+        raise UsageError(f"bits={config.bits}: no layer of the model is quantized; that is precision=f32")
     notes: list[str] = []
     chosen: dict[str, QuantParams] = {}
-    widths = activation_bits(network, layout, config.bits)
     for representative, names in layout.sources.items():
         bits = widths[representative]
         suited = scheme.suited(one_sided=all(statistics[name].minimum >= 0 for name in names))

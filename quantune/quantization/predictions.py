@@ -190,9 +190,9 @@ class _Layer:
         return cls(node.name, x, w, refined, is_rounding, _LEFT[config.bias])
 
 
-def _program(config: QuantConfig) -> tuple[bool, str]:
+def _program(config: QuantConfig) -> tuple[bool, str, tuple[bool, frozenset[str]]]:
     """What configurations of one program share."""
-    return SCHEMES[config.scheme].power2, config.precision
+    return SCHEMES[config.scheme].power2, config.precision, config.bits.in_float
 
 
 def clipped_share(histogram: Histogram, params: QuantParams) -> float:

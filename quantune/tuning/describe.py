@@ -94,7 +94,8 @@ def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | N
                 entry["activation_bits"] = bits_of(plan.activations[node.inputs[0]])
                 used = plan.constants.get(node.name, Constant()).weight
                 entry["sqnr_db"] = _weight_sqnr(node.weight, plan.weights[node.name], used)
-            if why := _why(plan, node, ran, reasons.get(node.layer, "")):
+            asked = artifact.config is not None and artifact.config.bits.of(node.name).is_float
+            if why := _why(plan, node, ran, reasons.get(node.layer, ""), asked=asked):
                 entry["why"] = why
             rows.append(entry)
         elif node.kind == FLOAT and plan is not None:
@@ -212,12 +213,14 @@ def _kind(kind: str, groups: int, channels: int) -> str:
     return kind
 
 
-def _why(plan: QuantizationPlan | None, node: Node, ran: str, reason: str) -> str:
-    """Why a layer is in f32, or in integers without a kernel; empty where neither is so."""
+def _why(plan: QuantizationPlan | None, node: Node, ran: str, reason: str, *, asked: bool) -> str:
+    """Why a layer is in f32, or in integers without a kernel; empty where neither is so. asked: by the bits."""
     if not ran.startswith("f"):
         return reason
     if plan is None:
         return "; ".join(filter(None, ("nothing is quantized", reason)))
+    if asked:
+        return "the configuration leaves it in f32 (bits=f32)"
     if node.name not in plan.weights:
         return "the first and the last layer stay f32 (mixed)"
     return reason or "quantized, but the compiler runs it in float"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from quantized import LAYOUTS, Form, assert_same_bits, call, compiled, lower, plan_from_images, reference
+from quantized import (
+    LAYOUTS,
+    Form,
+    assert_same_bits,
+    call,
+    compile_to,
+    compiled,
+    executions,
+    load,
+    lower,
+    plan_from_images,
+    reference,
+)
 from torch import nn
 
 from quantune import api
@@ -18,7 +31,7 @@ from quantune.frontend.importer import import_module
 from quantune.numerics import affine
 from quantune.quantization.bits import BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
-from quantune.runtime.artifact import load
+from quantune.runtime.artifact import load as load_artifact
 
 SHAPE = (1, 3, 12, 12)
 
@@ -81,6 +94,36 @@ def test_mixed_widths_equal_numpy_bit_for_bit(
     assert_same_bits(call(compiled(lowered), x), reference(model, plan, x))
 
 
+class Dyadic(Mixed):
+    """The same with weights, and biases that are multiples of 1/64: its f32 sums are exact in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.round(parameter * 64) / 64)
+
+
+@pytest.mark.parametrize(
+    ("bits", "integer"),
+    [
+        ("w8/f32:depthwise+project", {"stem", "expand", "head"}),
+        ("w4/f32:stem+expand/w8:head", {"depthwise", "project", "head"}),
+        ("f32/w3:expand/w8:head", {"expand", "head"}),
+    ],
+)
+def test_layers_that_stay_float_anywhere_equal_numpy_bit_for_bit(bits: str, integer: set[str]) -> None:
+    model = import_module(Dyadic().eval(), torch.zeros(SHAPE), "dyadic")
+    calibration, x = np.round(np.random.default_rng(0).normal(0, 1, (2, *SHAPE)) * 16).astype(np.float32) / 16
+    plan = plan_from_images(model, calibration, QuantConfig(scheme="symmetric_power2", bits=BitWidths.parse(bits)))
+    assert set(plan.weights) == integer
+    with tempfile.TemporaryDirectory() as folder:
+        lowered = lower(model, plan, Form())
+        module = compile_to(lowered, Path(folder))
+        assert {row.layer for row in executions(model, module) if row.is_integer} == integer
+        assert_same_bits(call(load(module, lowered), x), reference(model, plan, x))
+
+
 class Labelled(ImageSource):
     """Noise with labels."""
 
@@ -116,7 +159,7 @@ def test_an_artifact_shows_its_bits_and_is_smaller_by_them(tmp_path: Path) -> No
     assert rebuilt.provenance is not None
     assert made["bits=w4/w2:2"].provenance is not None
     assert rebuilt.provenance.sha256 == made["bits=w4/w2:2"].provenance.sha256
-    again = load(path)
+    again = load_artifact(path)
     assert again.config is not None
     assert again.config.bits.of("2") == LayerBits(2)
     x = np.random.default_rng(0).normal(0, 1, SHAPE).astype(np.float32)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quantune.errors import UsageError
 from quantune.quantization import space
-from quantune.quantization.bits import ACTIVATION_BITS, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
+from quantune.quantization.bits import ACTIVATION_BITS, F32, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 
-choices = st.builds(LayerBits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
+integers = st.builds(LayerBits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
+choices = integers | st.just(F32)
 names = st.text(min_size=1, max_size=12)
 widths = st.builds(
-    lambda default, layers: BitWidths(default, tuple(layers.items())), choices, st.dictionaries(names, choices)
-)
+    lambda default, layers: BitWidths(default, tuple(layers.items())), integers, st.dictionaries(names, choices)
+) | st.builds(lambda layers: BitWidths(F32, tuple(layers.items())), st.dictionaries(names, integers, min_size=1))
 
 
 @given(widths)
@@ -36,6 +37,7 @@ def test_a_configuration_prints_to_one_line_and_a_trial_s_parameters_hold_it(bit
 
 @given(st.dictionaries(names, choices, min_size=1))
 def test_layers_are_what_they_were_told_to_be(layers: dict[str, LayerBits]) -> None:
+    assume(set(layers.values()) != {F32})
     bits = BitWidths.of_layers(layers.items())
     assert {name: bits.of(name) for name in layers} == layers
     assert len(bits.layers) <= len(layers) * (1 - 1 / len(set(layers.values())))  # the default is the commonest
@@ -74,6 +76,18 @@ def test_the_compact_form() -> None:
     assert str(bits) == "w4a8/w3a4:a#2/w8a8:features.0.0+head"
 
 
+def test_a_layer_may_stay_float_or_be_the_only_one_that_does_not() -> None:
+    bits = BitWidths.parse("w4/f32:head/w8:stem")
+    assert bits.of("head") == F32
+    assert str(bits) == "w4a8/w8a8:stem/f32:head"
+    assert bits.in_float == (False, {"head"})
+    assert BitWidths.parse("f32/w8:stem").in_float == (True, {"stem"})
+    assert BitWidths.parse("w2/w8:stem").in_float == BitWidths.parse("w8").in_float
+    for wrong in (LayerBits, lambda *widths: LayerBits(*reversed(widths))):
+        with pytest.raises(UsageError, match="32 bits for"):
+            wrong(8, 32)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -85,6 +99,11 @@ def test_the_compact_form() -> None:
         ("w4/w8", "bits 'w8': expected a choice and its layers"),
         ("w4/w8:", "a layer has no name"),
         ("w4/w8:a/w3:a", "layer 'a' is given twice"),
+        ("f32", "bits=f32: no layer is quantized; that is precision=f32"),
+        ("f32/f32:a", "bits=f32: no layer is quantized"),
+        ("w8/f32a8:a", "bits 'f32a8': expected for example w4 or w4a8, or f32"),
+        ("w8/f16:a", "bits 'f16': expected for example w4 or w4a8, or f32"),
+        ("w8/f32:a/w8:a", "layer 'a' is given twice"),
     ],
 )
 def test_what_cannot_be_read_is_told(text: str, message: str) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from mlir_passes.network import Network, Node
 from quantune.numerics.affine import QuantParams
+from quantune.quantization.bits import BitWidths
+from quantune.quantization.config import QuantConfig
 from quantune.quantization.constants import Constant
 from quantune.quantization.plan import QuantizationPlan
 from quantune.tuning.describe import layer_table
@@ -36,10 +38,12 @@ NODES = (
 
 
 def table(
-    plan: QuantizationPlan | None, reasons: dict[str, str] | None = None, **ran: str
+    plan: QuantizationPlan | None, reasons: dict[str, str] | None = None, bits: str = "w8", **ran: str
 ) -> dict[str, dict[str, Any]]:
     rows = [SimpleNamespace(layer=f"net.{name}", precision=precision) for name, precision in ran.items()]
-    artifact = SimpleNamespace(layers=rows, provenance=None if reasons is None else SimpleNamespace(reasons=reasons))
+    config = QuantConfig(bits=BitWidths.parse(bits))
+    provenance = None if reasons is None else SimpleNamespace(reasons=reasons)
+    artifact = SimpleNamespace(layers=rows, provenance=provenance, config=config)
     made = layer_table(Network(NODES, ("m",)), artifact, plan)  # type: ignore[arg-type]
     return {row.pop("name"): row for row in made}
 
@@ -80,6 +84,14 @@ def test_what_is_not_quantized_and_what_the_compiler_made_of_it() -> None:
     assert table(plan, c="f32")["c"]["why"] == "quantized, but the compiler runs it in float"
 
 
+def test_a_layer_that_was_asked_to_stay_in_f32_says_so() -> None:
+    plan = QuantizationPlan({"x": params(0.1)}, {"c": params(0.5)})
+    rows = table(plan, bits="w8/f32:d", c="i8", d="f32", m="f32")
+    assert rows["d"]["why"] == "the configuration leaves it in f32 (bits=f32)"
+    assert rows["m"]["why"] == "the first and the last layer stay f32 (mixed)"
+    assert "weight_bits" not in rows["d"]
+
+
 def test_reasons_are_told_for_layers_and_for_what_is_no_layer() -> None:
     plan = QuantizationPlan({"x": params(0.1)}, {"c": params(0.5)})
     no_kernel = {"net.c": "no kernel: its groups are odd"}
@@ -90,7 +102,7 @@ def test_reasons_are_told_for_layers_and_for_what_is_no_layer() -> None:
     pool = Node("p", "net.p", "maxpool", ("x",), (1, 2, 2, 3))
     made = layer_table(
         Network((NODES[0], pool), ("p",)),
-        SimpleNamespace(layers=[], provenance=SimpleNamespace(reasons={"net.p": "no kernel: odd"})),  # type: ignore[arg-type]
+        SimpleNamespace(layers=[], config=None, provenance=SimpleNamespace(reasons={"net.p": "no kernel: odd"})),  # type: ignore[arg-type]
         plan,
     )
     assert made == [{"name": "p", "kind": "maxpool", "executed": "i8", "macs": 0, "why": "no kernel: odd"}]

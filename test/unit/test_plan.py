@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from quantune.numerics.clipping import CLIPS
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.weight_ranges import fit_weight
+from quantune.quantization.bits import BitWidths
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import Layout, QuantizationPlan, bits_of, integer_layers, lay_out, make_plan, observed
 
@@ -73,6 +75,34 @@ def test_mixed_leaves_the_ends_in_f32() -> None:
     # r0 is a clamp of an f32 layer that hands its integers to the pool: it is quantized, the layer before it is not.
     assert layout.integer == {"r0", "pool", "c1", "r1", "c2"}
     assert set(layout.groups) == {"r0", "pool", "r1"}
+
+
+def test_any_layer_may_stay_in_f32() -> None:
+    bits = BitWidths.parse("w4/f32:c1+fc")
+    assert integer_layers(RESNET, "int8", bits) == {"stem", "c2"}
+    assert integer_layers(RESNET, "mixed", bits) == {"c2"}
+    assert integer_layers(RESNET, "int8", BitWidths.parse("f32/w4:c1")) == {"c1"}
+    layout = lay_out(RESNET, integer_layers(RESNET, "int8", BitWidths.parse("w8/f32:c1")))
+    # c1 reads what the addition has as integers; what it gives is quantized behind its clamp.
+    assert layout.integer == {node.name for node in RESNET.nodes} - {"x", "c1"}
+    assert "c1" not in layout.groups
+    assert "r1" in layout.groups
+
+
+@pytest.mark.parametrize("chosen", [*itertools.product((True, False), repeat=len(RESNET.layers))])
+def test_whatever_stays_in_f32_the_statistics_are_there(chosen: tuple[bool, ...]) -> None:
+    layers = frozenset(node.name for node, taken in zip(RESNET.layers, chosen, strict=True) if taken)
+    layout = lay_out(RESNET, layers)
+    assert {name for names in layout.sources.values() for name in names} <= set(observed(RESNET))
+    assert {node.inputs[0] for node in RESNET.layers if node.name in layers} <= set(layout.groups)
+
+
+def test_a_network_of_which_all_layers_stay_in_f32_is_refused() -> None:
+    network = _network(_conv("a", "x"), _conv("b", "a"))
+    with pytest.raises(UsageError, match="no layer of the model is quantized; that is precision=f32"):
+        make_plan(network, {}, QuantConfig(bits=BitWidths.parse("w8/f32:a+b")))
+    with pytest.raises(UsageError, match="the model has no layer 'c'"):
+        make_plan(network, {}, QuantConfig(bits=BitWidths.parse("w8/f32:c")))
 
 
 def test_networks_of_one_or_two_layers_have_nothing_mixed() -> None:
