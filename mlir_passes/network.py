@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mlir_passes.functions import Function
 from mlir_passes.ops import Traits, traits_of
 
 INPUT, FLOAT = "input", "float"
@@ -29,6 +30,7 @@ class Node:
     kernel, strides, dilations: (height, width) of conv and pools; avgpool over everything has kernel = the whole image.
     lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides).
     divisor: avgpool divides the window's sum by it, 1 for a plain sum. detail: what a float operation is made of.
+    function: of table; of a float operation where it is one step of a function of one value.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Node:
     offsets: tuple[int, ...] = ()
     divisor: float = 1.0
     detail: str = ""
+    function: Function | None = None
 
     @property
     def traits(self) -> Traits:

@@ -26,7 +26,7 @@ class Traits:
     room: the module that recognizes and lowers it. weighted: carries weights and nearly all of the multiplications.
     hands_on: only selects or moves values, so that its result shares the quantization of what it reads. view: moves
     nothing at all. takes_clamp: its requantization can bound the result as well. clamps: is such a bound. ends_in_f32:
-    can sum integers exactly and scale the sum to f32.
+    can sum integers exactly and scale the sum to f32. function: of one value, and so in f32 where its input is.
     """
 
     room: str = ""
@@ -36,6 +36,7 @@ class Traits:
     takes_clamp: bool = False
     clamps: bool = False
     ends_in_f32: bool = False
+    function: bool = False
 
     @property
     def integers(self) -> bool:
@@ -56,6 +57,7 @@ OPERATIONS: dict[str, Traits] = {
     "transpose": _VIEW,
     "slice": Traits("mlir_passes.ops.views", hands_on=True),
     "concat": Traits("mlir_passes.ops.concat", hands_on=True),
+    "table": Traits("mlir_passes.ops.table", function=True),
     "clamp": Traits("mlir_passes.ops.clamp", hands_on=True, clamps=True),
     "add": Traits("mlir_passes.ops.add", takes_clamp=True),
 }

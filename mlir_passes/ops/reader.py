@@ -26,14 +26,14 @@ class NetworkError(PassFailure):
     """The module is not a network this project can read; the message says what, and the operation where."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """Where a node stands in the IR.
 
     op: the operation that does the work (the convolution, the window's sum, the compare-and-select, ...).
     sources: the values it reads, before padding, as they stand (a quant.dcast's result where the tensor is quantized).
     result: the value that holds the node's tensor. qcasts: the quantizations of it.
-    weight_type: the quantized type of a layer's weight.
+    weight_type: the quantized type of a layer's weight. steps: all operations of a function of one value.
     """
 
     node: Node
@@ -42,6 +42,7 @@ class Site:
     result: ir.Value
     weight_type: ir.Type | None = None
     qcasts: list[ir.Operation] = field(default_factory=list)
+    steps: tuple[ir.Operation, ...] = ()
 
 
 @dataclass
@@ -85,7 +86,18 @@ class Reader:
             self._define(Node(name, "", INPUT, (), match.shape_of(argument)), None, (), argument)
         for op in self._block.operations:
             self._visit(op.operation)
+        self._drop_unread()
         return Reading(Network(tuple(site.node for site in self._sites.values()), self._outputs), self._sites)
+
+    def _drop_unread(self) -> None:
+        """Forget steps of functions of one value that several of these took over, and nothing else reads."""
+        read = set(self._outputs)
+        for name, site in reversed(list(self._sites.items())):
+            is_step = site.node.function is not None or site.node.traits.clamps
+            if name in read or not is_step:
+                read.update(site.node.inputs)
+            else:
+                del self._sites[name], self._names[site.result]
 
     def _visit(self, op: ir.Operation) -> None:
         if op.name == "func.return":
@@ -147,6 +159,27 @@ class Reader:
         site.result = op.results[0]
         self._names[site.result] = site.node.name
         return True
+
+    def merge(
+        self,
+        op: ir.Operation,
+        kind: str,
+        sites: Sequence[Site],
+        sources: Sequence[ir.Value],
+        *,
+        steps: tuple[ir.Operation, ...],
+        **fields: Any,
+    ) -> bool:
+        """Enter a node that ``op`` computes from ``sources`` in the place of ``sites``, which go."""
+        for site in sites:
+            del self._names[site.result], self._sites[site.node.name]
+        self.add(op, kind, sources, **fields)
+        self._sites[self._names[op.results[0]]].steps = steps
+        return True
+
+    def maker_of(self, value: ir.Value) -> Site:
+        """The node that makes a tensor of the network, quantized or not."""
+        return self._sites[self._names[self._peel(value)]]
 
     def knows(self, value: ir.Value) -> bool:
         """Whether a value is a tensor of the network, quantized or not."""

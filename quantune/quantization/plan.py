@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlir_passes.network import FLOAT, Network, Node
+from mlir_passes.network import FLOAT, INPUT, Network, Node
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
@@ -239,9 +239,16 @@ def _is_fused(network: Network, node: Node) -> bool:
     return node.traits.clamps and network.fused_clamp(network.by_name[node.inputs[0]]) is node
 
 
-def _follows_float(network: Network, node: Node) -> bool:
-    """A clamp that alone reads a float operation belongs to it: quantizing in between would only lose precision."""
+def _follows_float(network: Network, node: Node, layers: frozenset[str]) -> bool:
+    """Whether a clamp or function belongs to what is f32 before it: quantizing in between would only lose precision.
+
+    A clamp does where it alone reads a float operation; a function also of the network's input and of layers in f32.
+    """
     source = network.by_name[node.inputs[0]]
+    if node.traits.function:
+        while source.traits.function or (source.traits.hands_on and len(source.inputs) == 1):
+            source = network.by_name[source.inputs[0]]
+        return source.kind in (FLOAT, INPUT) or (source.traits.weighted and source.name not in layers)
     return node.traits.clamps and source.kind == FLOAT and len(network.consumers[source.name]) == 1
 
 
@@ -262,7 +269,7 @@ def _integer_nodes(network: Network, layers: frozenset[str]) -> frozenset[str]:
     for node in reversed(network.nodes):
         if node.traits.weighted:
             runs = node.name in layers
-        elif not node.traits.integers or _follows_float(network, node):
+        elif not node.traits.integers or _follows_float(network, node, layers):
             runs = False
         else:
             runs = any(reader.name in integer for reader in network.consumers[node.name])

@@ -65,13 +65,16 @@ def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:
         reads = all(name in plan.activations for name in node.inputs)
         if node.traits.weighted:
             return reads and node.name in plan.weights
-        return reads and (node.kind != "add" or _result(node) in plan.activations)
+        return reads and (node.kind not in ("add", "table") or _result(node) in plan.activations)
 
     def _result(node: Node) -> str:
         clamp = model.network.fused_clamp(node)
         return node.name if clamp is None else clamp.name
 
-    return all(in_integers(node) for node in model.network.nodes if node.traits.takes_clamp)
+    def is_computed(node: Node) -> bool:
+        return node.traits.takes_clamp or node.traits.function
+
+    return all(in_integers(node) for node in model.network.nodes if is_computed(node))
 
 
 def lower(model: ImportedModel, plan: QuantizationPlan | None, form: Form, precision: str = "int8") -> Lowered:

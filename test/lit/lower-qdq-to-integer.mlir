@@ -411,7 +411,7 @@ func.func @clamp(%x: tensor<4xf32>) -> tensor<4xf32> {
 }
 
 // -----
-// What has no integer form is computed in f32 between its casts: a sigmoid, and a concatenation whose operands disagree.
+// What has no integer form is computed in f32 between its casts: a value cut to a whole number, and a concatenation whose operands disagree.
 !x = !quant.uniform<u8:f32, 0.5:3>
 !y = !quant.uniform<u8:f32, 0.25:0>
 #id = affine_map<(d0) -> (d0)>
@@ -419,12 +419,45 @@ func.func @clamp(%x: tensor<4xf32>) -> tensor<4xf32> {
 //       CHECK: %[[XQ:.*]] = quant.qcast
 //       CHECK: %[[XD:.*]] = quant.dcast %[[XQ]]
 //       CHECK: %[[S:.*]] = linalg.generic {{.*}} ins(%[[XD]]
-//       CHECK: math.exp
+//       CHECK: arith.fptosi
 //       CHECK: %[[SQ:.*]] = quant.qcast %[[S]]
 //       CHECK: %[[SD:.*]] = quant.dcast %[[SQ]]
 //       CHECK: %[[C:.*]] = tensor.concat dim(0) %[[XD]], %[[SD]] : (tensor<4xf32>, tensor<4xf32>) -> tensor<8xf32>
 //       CHECK: quant.qcast %[[C]]
 func.func @float(%x: tensor<4xf32>) -> tensor<8xf32> {
+  %0 = quant.qcast %x : tensor<4xf32> to tensor<4x!x>
+  %1 = quant.dcast %0 : tensor<4x!x> to tensor<4xf32>
+  %e = tensor.empty() : tensor<4xf32>
+  %2 = linalg.generic {indexing_maps = [#id, #id], iterator_types = ["parallel"]}
+    ins(%1 : tensor<4xf32>) outs(%e : tensor<4xf32>) {
+  ^bb0(%a: f32, %out: f32):
+    %n = arith.fptosi %a : f32 to i32
+    %r = arith.sitofp %n : i32 to f32
+    linalg.yield %r : f32
+  } -> tensor<4xf32>
+  %3 = quant.qcast %2 : tensor<4xf32> to tensor<4x!y>
+  %4 = quant.dcast %3 : tensor<4x!y> to tensor<4xf32>
+  %5 = tensor.concat dim(0) %1, %4 : (tensor<4xf32>, tensor<4xf32>) -> tensor<8xf32>
+  %6 = quant.qcast %5 : tensor<8xf32> to tensor<8x!y>
+  %7 = quant.dcast %6 : tensor<8x!y> to tensor<8xf32>
+  return %7 : tensor<8xf32>
+}
+
+// -----
+// A function of one value is a table of 256 results, a parameter: 0 is held as 0, and 0.5, its sigmoid, as 64 - 128 (0xC0).
+!x = !quant.uniform<u8:f32, 0.5:128>
+!y = !quant.uniform<u8:f32, 0.0078125>
+#id = affine_map<(d0) -> (d0)>
+// CHECK-LABEL: func.func @table
+//       CHECK: %[[T:.*]] = arith.constant {quantune.parameter = "table.table"} dense<"0xC0{{.*}}"> : tensor<256xi8>
+//       CHECK: linalg.generic {{.*}} ins(%{{.*}} : tensor<4xi8>) outs(%{{.*}} : tensor<4xi8>)
+//  CHECK-NEXT: ^bb0(%[[V:.*]]: i8, %{{.*}}: i8):
+//  CHECK-NEXT:   %[[W:.*]] = arith.extui %[[V]] : i8 to i32
+//  CHECK-NEXT:   %[[I:.*]] = arith.index_castui %[[W]] : i32 to index
+//  CHECK-NEXT:   %[[E:.*]] = tensor.extract %[[T]][%[[I]]] : tensor<256xi8>
+//  CHECK-NEXT:   linalg.yield %[[E]] : i8
+//   CHECK-NOT: math.exp
+func.func @table(%x: tensor<4xf32>) -> tensor<4xf32> {
   %one = arith.constant 1.0 : f32
   %0 = quant.qcast %x : tensor<4xf32> to tensor<4x!x>
   %1 = quant.dcast %0 : tensor<4x!x> to tensor<4xf32>
@@ -440,8 +473,5 @@ func.func @float(%x: tensor<4xf32>) -> tensor<8xf32> {
   } -> tensor<4xf32>
   %3 = quant.qcast %2 : tensor<4xf32> to tensor<4x!y>
   %4 = quant.dcast %3 : tensor<4x!y> to tensor<4xf32>
-  %5 = tensor.concat dim(0) %1, %4 : (tensor<4xf32>, tensor<4xf32>) -> tensor<8xf32>
-  %6 = quant.qcast %5 : tensor<8xf32> to tensor<8x!y>
-  %7 = quant.dcast %6 : tensor<8x!y> to tensor<8xf32>
-  return %7 : tensor<8xf32>
+  return %4 : tensor<4xf32>
 }

@@ -112,8 +112,8 @@ def imports(where: Path, source: str) -> Iterator[tuple[str, int, bool]]:
 def part(name: str) -> str:
     """The part of the program, or the third-party package, that the full name of a module or of a thing in it is in."""
     parts = name.split(".")
-    if re.fullmatch(r"mlir_passes\.(network|ops)(\.[A-Z]\w*|\.(traits|room)_of|\.rooms)?", name):
-        return "mlir_passes.network"  # the tables of the operations are plain data, as the network is
+    if re.fullmatch(r"mlir_passes\.(network|functions|ops)(\.[A-Z]\w*|\.(traits|room)_of|\.rooms)?", name):
+        return "mlir_passes.network"  # functions and the tables of the operations are plain data, as the network is
     if parts[0] == "quantune" and len(parts) > 1 and f"quantune.{parts[1]}" in ALLOWED:
         return f"quantune.{parts[1]}"
     return parts[0]

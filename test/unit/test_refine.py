@@ -70,12 +70,12 @@ class Subject:
 
 
 class AroundFloat(Subject):
-    """A sigmoid between two layers: torch says what comes out of it, since numpy cannot."""
+    """An enlargement between two layers: torch says what comes out of it, since numpy cannot."""
 
     def answers(self, batch: NDArray[np.float32]) -> dict[str, NDArray]:
-        first, sigmoid, _ = self._real.children()
+        first, enlarge, _ = self._real.children()
         with torch.no_grad():
-            between = sigmoid(first(torch.from_numpy(batch))).numpy()
+            between = enlarge(first(torch.from_numpy(batch))).numpy()
         return {"input": batch, self.network.layers[1].inputs[0]: between}
 
 
@@ -178,7 +178,7 @@ def test_the_f32_layers_of_mixed_precision_keep_their_biases(subject: Subject) -
 
 def test_a_float_operation_is_passed_by() -> None:
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 5, 3))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 5, 3))
     subject = AroundFloat(import_module(net, torch.zeros(BATCH, 3, 14, 14), "net").network, net)
     assert [node.kind for node in subject.network.nodes] == ["input", "conv", "float", "conv"]
     plan = _plan(subject, QuantConfig.parse("bits=w3"))

@@ -32,6 +32,7 @@ OPERATIONS: dict[str, str] = {
     "transpose": "quantune.numerics.ops.views",
     "slice": "quantune.numerics.ops.views",
     "concat": "quantune.numerics.ops.concat",
+    "table": "quantune.numerics.ops.table",
     "clamp": "quantune.numerics.ops.clamp",
     "add": "quantune.numerics.ops.add",
 }

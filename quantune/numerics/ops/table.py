@@ -1,0 +1,27 @@
+"""Functions of one value: each integer of the input stands for a value, whose function is quantized."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlir_passes.network import Node
+from quantune.numerics import affine
+from quantune.numerics.ops import Operands, Tensor
+
+
+def real(node: Node, inputs: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The function of each element."""
+    assert node.function is not None
+    return node.function(inputs[0])
+
+
+def integer(node: Node, x: Operands) -> Tensor | None:
+    """The results for all integers of the input's range, and from them those of its elements."""
+    (values,), (s_x,), target = x.inputs, x.specs, x.target
+    if target is None:
+        return None
+    assert node.function is not None
+    every = np.arange(s_x.qmin, s_x.qmax + 1)
+    table = affine.quantize(node.function(affine.dequantize(every, s_x)), target)
+    return np.clip(table, x.lo, x.hi)[values.astype(np.int64) - s_x.qmin]
