@@ -449,13 +449,14 @@ func.func @float(%x: tensor<4xf32>) -> tensor<8xf32> {
 !y = !quant.uniform<u8:f32, 0.0078125>
 #id = affine_map<(d0) -> (d0)>
 // CHECK-LABEL: func.func @table
-//       CHECK: %[[T:.*]] = arith.constant {quantune.parameter = "table.table"} dense<"0xC0{{.*}}"> : tensor<256xi8>
+//       CHECK: %[[T:.*]] = arith.constant {quantune.parameter = "table.table"} dense<"0xC0FFFFFF{{.*}}"> : tensor<256xi32>
 //       CHECK: linalg.generic {{.*}} ins(%{{.*}} : tensor<4xi8>) outs(%{{.*}} : tensor<4xi8>)
 //  CHECK-NEXT: ^bb0(%[[V:.*]]: i8, %{{.*}}: i8):
 //  CHECK-NEXT:   %[[W:.*]] = arith.extui %[[V]] : i8 to i32
 //  CHECK-NEXT:   %[[I:.*]] = arith.index_castui %[[W]] : i32 to index
-//  CHECK-NEXT:   %[[E:.*]] = tensor.extract %[[T]][%[[I]]] : tensor<256xi8>
-//  CHECK-NEXT:   linalg.yield %[[E]] : i8
+//  CHECK-NEXT:   %[[E:.*]] = tensor.extract %[[T]][%[[I]]] : tensor<256xi32>
+//  CHECK-NEXT:   %[[N:.*]] = arith.trunci %[[E]] : i32 to i8
+//  CHECK-NEXT:   linalg.yield %[[N]] : i8
 //   CHECK-NOT: math.exp
 func.func @table(%x: tensor<4xf32>) -> tensor<4xf32> {
   %one = arith.constant 1.0 : f32
