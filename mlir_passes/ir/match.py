@@ -221,6 +221,25 @@ def match_add(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
     return (a, b) if shape_of(a) == shape_of(b) == shape_of(op.results[0]) else None
 
 
+def match_product(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
+    """``a * b`` of a tensor of the result's shape and one of it too, or of n, c, 1, 1 elements: (a, b)."""
+    pair, shape = _binary(op, "arith.mulf"), shape_of(op.results[0])
+    if pair is None or len(shape) < 2:
+        return None
+    for (a, a_map), (b, b_map) in (pair, pair[::-1]):
+        inner = shape_of(b)
+        fits = inner in (shape, shape[:2] + (1,) * (len(shape) - 2)) and _is_broadcast(b_map, inner)
+        if fits and is_identity(a_map) and shape_of(a) == shape:
+            return a, b
+    return None
+
+
+def broadcast_map(rank: int, shape: tuple[int, ...]) -> ir.AffineMap:
+    """How an operand of ``shape`` and the same rank is read where its dimensions of extent 1 are repeated."""
+    zero = ir.AffineExpr.get_constant(0)
+    return ir.AffineMap.get(rank, 0, [zero if n == 1 else ir.AffineExpr.get_dim(i) for i, n in enumerate(shape)])
+
+
 def match_bias_add(op: ir.Operation) -> tuple[ir.Value, np.ndarray] | None:
     """``x + b`` with a constant b along dimension 1: (x, b)."""
     pair, shape = _binary(op, "arith.addf"), shape_of(op.results[0])

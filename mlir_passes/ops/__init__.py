@@ -60,6 +60,7 @@ OPERATIONS: dict[str, Traits] = {
     "table": Traits("mlir_passes.ops.table", function=True),
     "clamp": Traits("mlir_passes.ops.clamp", hands_on=True, clamps=True),
     "add": Traits("mlir_passes.ops.add", takes_clamp=True),
+    "product": Traits("mlir_passes.ops.product", takes_clamp=True),
 }
 _FLOAT = Traits()
 

@@ -10,6 +10,7 @@ before -> after (x, y with scales s_x, s_y and zero points z_x, z_y; W with scal
 
     conv(dq(x), dq(q(W))) + b   ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
     q_y(dq(a) + dq(b))          ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
+    q_y(dq(a) · dq(b))          ->  roundeven(f32((a−z_a)·(b−z_b)) · s_a·s_b/s_y) + z_y
     q_y(sum(dq(x)) / n)         ->  roundeven(f32(Σx − n·z_x) · s_x/(s_y·n)) + z_y
     q(f(dq(x)))                 ->  f(x)                           f selects or moves: max-pool, concat, views, clamp
     q_y(f(dq(x)))               ->  T[x]                           any other function of one value: 256 results

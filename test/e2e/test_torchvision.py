@@ -92,9 +92,6 @@ FLOAT_PARTS: dict[str, tuple[str, ...]] = {
         "arith.cmpi", "arith.addi", "arith.select", "arith.index_cast", "tensor.extract",
     ),
     "densenet": ("arith.mulf", "arith.addf"),  # a batch norm behind a concatenation, before a ReLU
-    "efficientnet": ("arith.mulf",),  # squeeze and excitation
-    "mobilenet_v3": ("arith.mulf",),  # squeeze and excitation
-    "regnet_y": ("arith.mulf",),  # squeeze and excitation
 }  # fmt: skip
 """Families with f32 operations, and the arithmetic of these. Everything else must run in integers."""
 

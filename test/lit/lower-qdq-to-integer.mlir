@@ -476,3 +476,38 @@ func.func @table(%x: tensor<4xf32>) -> tensor<4xf32> {
   %4 = quant.dcast %3 : tensor<4x!y> to tensor<4xf32>
   return %4 : tensor<4xf32>
 }
+
+// -----
+// A product is exact in i32, and requantized by one multiplication with 0.5 * 0.25 / 0.125 = 1.
+!a = !quant.uniform<i8:f32, 0.5:3>
+!b = !quant.uniform<i8:f32, 0.25>
+!y = !quant.uniform<i8:f32, 0.125:-7>
+#id = affine_map<(d0, d1, d2, d3) -> (d0, d1, d2, d3)>
+#ch = affine_map<(d0, d1, d2, d3) -> (d0, d1, 0, 0)>
+// CHECK-LABEL: func.func @product
+//   CHECK-DAG: {quantune.parameter = "product.zero_a"} dense<3> : tensor<i32>
+//   CHECK-DAG: {quantune.parameter = "product.zero_b"} dense<0> : tensor<i32>
+//       CHECK: linalg.generic {{.*}} ins({{.*}} : tensor<1x2x3x3xi8>, tensor<1x2x1x1xi8>, tensor<i32>, tensor<i32>)
+//       CHECK: %[[A:.*]] = arith.subi
+//       CHECK: %[[B:.*]] = arith.subi
+//  CHECK-NEXT: arith.muli %[[A]], %[[B]] : i32
+//   CHECK-DAG: {quantune.parameter = "product.multiplier"} dense<1.000000e+00> : tensor<2xf32>
+//   CHECK-DAG: {quantune.parameter = "product.zero_point"} dense<-7.000000e+00> : tensor<f32>
+//       CHECK: math.roundeven
+//   CHECK-NOT: quant.dcast %{{.*}} : tensor<1x2x3x3x!quant.uniform<i8:f32, 5.000000e-01:3>>
+func.func @product(%x: tensor<1x2x3x3xf32>, %w: tensor<1x2x1x1xf32>) -> tensor<1x2x3x3xf32> {
+  %0 = quant.qcast %x : tensor<1x2x3x3xf32> to tensor<1x2x3x3x!a>
+  %1 = quant.dcast %0 : tensor<1x2x3x3x!a> to tensor<1x2x3x3xf32>
+  %2 = quant.qcast %w : tensor<1x2x1x1xf32> to tensor<1x2x1x1x!b>
+  %3 = quant.dcast %2 : tensor<1x2x1x1x!b> to tensor<1x2x1x1xf32>
+  %e = tensor.empty() : tensor<1x2x3x3xf32>
+  %4 = linalg.generic {indexing_maps = [#ch, #id, #id], iterator_types = ["parallel", "parallel", "parallel", "parallel"]}
+    ins(%3, %1 : tensor<1x2x1x1xf32>, tensor<1x2x3x3xf32>) outs(%e : tensor<1x2x3x3xf32>) {
+  ^bb0(%a: f32, %b: f32, %out: f32):
+    %p = arith.mulf %a, %b : f32
+    linalg.yield %p : f32
+  } -> tensor<1x2x3x3xf32>
+  %5 = quant.qcast %4 : tensor<1x2x3x3xf32> to tensor<1x2x3x3x!y>
+  %6 = quant.dcast %5 : tensor<1x2x3x3x!y> to tensor<1x2x3x3xf32>
+  return %6 : tensor<1x2x3x3xf32>
+}

@@ -35,6 +35,7 @@ OPERATIONS: dict[str, str] = {
     "table": "quantune.numerics.ops.table",
     "clamp": "quantune.numerics.ops.clamp",
     "add": "quantune.numerics.ops.add",
+    "product": "quantune.numerics.ops.product",
 }
 
 
