@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from quantized import LAYOUTS, Form, assert_same_bits, call, compiled, is_exact, lower, plan_from_images, reference
 from torch import nn
 
-from quantune.config import QuantConfig
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
+from quantune.quantization.config import QuantConfig
 
 SHAPE = (2, 3, 8, 8)
 

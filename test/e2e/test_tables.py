@@ -23,10 +23,10 @@ from quantized import (
 )
 from torch import nn
 
-from quantune.bits import BitWidths
-from quantune.config import QuantConfig
+from quantune.frontend.imported import ImportedModel
 from quantune.frontend.importer import import_module
-from quantune.model import ImportedModel
+from quantune.quantization.bits import BitWidths
+from quantune.quantization.config import QuantConfig
 
 SHAPE = (2, 3, 8, 8)
 FUNCTIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (

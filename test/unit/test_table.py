@@ -17,7 +17,7 @@ from mlir_passes.network import Network
 from mlir_passes.ops import table
 from mlir_passes.ops.reader import read_network
 from quantune.frontend.importer import import_module
-from quantune.plan import integer_layers, lay_out
+from quantune.quantization.plan import integer_layers, lay_out
 
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu, "hard swish": F.hardswish, "hard sigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid,
