@@ -1,32 +1,39 @@
-"""Is this file the artifact it says it is, and does it still do on this machine what was measured? One check at a time.
+"""Is this file the artifact it says it is, and does it still do what was measured? One check at a time.
 
 Nothing of the file is run before its bytes and its record are found whole; then only in child processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantune.artifact.provenance import Measured, Provenance
 from quantune.artifact.records import integer_share
+from quantune.compiler.targets import parse
 from quantune.data.base import hashed_order
 from quantune.data.materialized import materialize
 from quantune.data.sources import Reference
 from quantune.data.splits import Split
+from quantune.device.address import SCHEME
+from quantune.device.client import Device
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.process import scratch
 from quantune.runtime.artifact import Artifact, load
-from quantune.runtime.benchmark import benchmark
+from quantune.runtime.benchmark import benchmark, compare
 from quantune.runtime.child import Worker
 from quantune.runtime.devices import check_processor
 from quantune.runtime.engines import LocalRunner
 
+TIMEOUT_S = 1200.0
 HELD, FAILED, LACKING, SKIPPED = "ok", "FAILED", "LACKING", "skipped"
 
 
@@ -46,7 +53,8 @@ class Wanted:
     sha256: of the file. evaluation: a reference to labelled images. max_drop: the largest loss of top-1 against the
     record, as a fraction; by default one image. min_accuracy: the least top-1, for an artifact whose record has none.
     max_latency_ms: the largest median. min_integers: the least share of integer multiplications. device, threads: where
-    to run it.
+    to run it: a driver or URI of this machine, or tcp://HOST:PORT of a device server. timeout_s: for one run here, by
+    default TIMEOUT_S; a device server has a limit of its own.
     """
 
     sha256: str | None = None
@@ -57,7 +65,7 @@ class Wanted:
     min_integers: float | None = None
     threads: int = 1
     device: str | None = None
-    timeout_s: float = 1200.0
+    timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_drop", "min_accuracy", "min_integers"):
@@ -73,20 +81,116 @@ class Wanted:
         digits = self.sha256
         if digits is not None and not (len(digits) == 64 and set(digits.lower()) <= set("0123456789abcdef")):
             raise UsageError(f"sha256 '{digits}': expected 64 hexadecimal digits, as sha256sum prints them")
+        if self.is_elsewhere and self.timeout_s is not None:
+            raise UsageError(f"timeout: device {self.device} has a limit of its own (--timeout there)")
         if self.evaluation is None and (self.max_drop is not None or self.min_accuracy is not None):
             raise UsageError("max-drop and min-accuracy need images: give eval")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a device server runs it."""
+        return self.device is not None and self.device.startswith(SCHEME)
+
+
+class Place(Protocol):
+    """A machine that an artifact is run on."""
+
+    def check(self, artifact: Artifact, record: Provenance) -> str:
+        """What the artifact needs and this has, in words. Raises EnvironmentFailure where it lacks something."""
+        ...
+
+    def loads(self, artifact: Artifact) -> tuple[str, list[str]]:
+        """Load the program; where that was, and the shapes of what it takes."""
+        ...
+
+    def run(self, artifact: Artifact, images: Path, count: int) -> NDArray[np.floating]:
+        """The results on the first ``count`` images of an .npy file."""
+        ...
+
+    def median_ms(self, artifact: Artifact) -> float:
+        """The median latency."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Here:
+    """This machine."""
+
+    wanted: Wanted
+
+    @property
+    def _timeout_s(self) -> float:
+        return TIMEOUT_S if self.wanted.timeout_s is None else self.wanted.timeout_s
+
+    def check(self, artifact: Artifact, record: Provenance) -> str:
+        needed = record.processor
+        if needed is None or not artifact.device.startswith("local-"):
+            return f"none is named: it runs on {artifact.device}"
+        check_processor(needed, str(artifact.path))
+        return f"{needed.name}, {needed.architecture}: this machine has all its features"
+
+    def loads(self, artifact: Artifact) -> tuple[str, list[str]]:
+        with Worker(device=artifact.device, threads=self.wanted.threads, timeout_s=self._timeout_s) as worker:
+            takes = worker.request({"job": "signature", "program": str(artifact.path)})["inputs"]
+        return artifact.device, takes
+
+    def run(self, artifact: Artifact, images: Path, count: int) -> NDArray[np.floating]:
+        runner = LocalRunner(device=artifact.device, timeout_s=self._timeout_s)
+        with contextlib.closing(runner):
+            return runner.run(_path(artifact), None, images, 0, count)
+
+    def median_ms(self, artifact: Artifact) -> float:
+        wanted = self.wanted
+        return benchmark(artifact, threads=wanted.threads, device=wanted.device, timeout_s=self._timeout_s).median_ms
+
+
+@dataclass(frozen=True)
+class _There:
+    """A device server."""
+
+    device: Device
+
+    def check(self, artifact: Artifact, record: Provenance) -> str:
+        needed, target, there = record.processor, parse(record.target), f"device {self.device.identity}"
+        self.device.check_target(target, needed)
+        if needed is None:
+            return f"none is named: it runs on {there}"
+        return f"{needed.name}, {needed.architecture}: {there}, has all its features"
+
+    def loads(self, artifact: Artifact) -> tuple[str, list[str]]:
+        return self.device.name, self.device.signature(_path(artifact))
+
+    def run(self, artifact: Artifact, images: Path, count: int) -> NDArray[np.floating]:
+        return self.device.run(_path(artifact), None, images, 0, count)
+
+    def median_ms(self, artifact: Artifact) -> float:
+        return compare([artifact], threads=self.device.threads, bench=self.device).timings[0].median_ms
+
+
+def _path(artifact: Artifact) -> Path:
+    assert artifact.path is not None
+    return artifact.path
 
 
 def verify(path: Path | str, wanted: Wanted) -> Iterator[Check]:
     """Check an artifact's file, one thing after the other; what cannot be tried after a failure is not.
 
-    Raises UsageError where the file or the images cannot be read.
+    The file and its record are checked here, whoever runs it. Raises UsageError where the file or the images cannot be
+    read, or a device server refuses the token.
     """
-    path = Path(path)
     if wanted.evaluation is not None:
         Reference.parse(wanted.evaluation)
+    if not wanted.is_elsewhere:
+        yield from _checks(Path(path), wanted, _Here(wanted))
+        return
+    assert wanted.device is not None
+    with contextlib.closing(Device(wanted.device, threads=wanted.threads)) as device:
+        yield from _checks(Path(path), wanted, _There(device))
+
+
+def _checks(path: Path, wanted: Wanted, place: Place) -> Iterator[Check]:
     try:
-        artifact = load(path, device=wanted.device, threads=wanted.threads)
+        artifact = load(path, device=None if wanted.is_elsewhere else wanted.device, threads=wanted.threads)
     except RunFailed as error:
         yield Check("file", FAILED, str(error).removeprefix(f"{path}: "))
         return
@@ -98,11 +202,11 @@ def verify(path: Path | str, wanted: Wanted) -> Iterator[Check]:
     made = record.versions.get("quantune", "of an unknown version")
     yield Check("record", HELD, f"{record.model or 'a model'} for {record.target}, made by quantune {made}")
     steps: list[Callable[[], Check | None]] = [
-        lambda: _processor(artifact, record),
-        lambda: _program(artifact, wanted),
+        lambda: Check("processor", HELD, place.check(artifact, record)),
+        lambda: _program(artifact, place),
         lambda: _integers(artifact, record, wanted),
-        lambda: _accuracy(artifact, record, wanted),
-        lambda: _latency(artifact, record, wanted),
+        lambda: _accuracy(artifact, record, wanted, place),
+        lambda: _latency(artifact, record, wanted, place),
     ]
     for name, step in zip(("processor", "program", "integers", "accuracy", "latency"), steps, strict=True):
         check = _tried(name, step, str(path))
@@ -152,18 +256,9 @@ def _recorded(recipe: Path | None) -> str | None:
     return digest if digest is None or isinstance(digest, str) else "is unreadable"
 
 
-def _processor(artifact: Artifact, record: Provenance) -> Check:
-    needed = record.processor
-    if needed is None or not artifact.device.startswith("local-"):
-        return Check("processor", HELD, f"none is named: it runs on {artifact.device}")
-    check_processor(needed, str(artifact.path))
-    return Check("processor", HELD, f"{needed.name}, {needed.architecture}: this machine has all its features")
-
-
-def _program(artifact: Artifact, wanted: Wanted) -> Check:
-    with Worker(device=artifact.device, threads=wanted.threads, timeout_s=wanted.timeout_s) as worker:
-        takes = worker.request({"job": "signature", "program": str(artifact.path)})["inputs"]
-    return Check("program", HELD, f"loads on {artifact.device} and takes {', '.join(takes)}".replace("=1", ""))
+def _program(artifact: Artifact, place: Place) -> Check:
+    where, takes = place.loads(artifact)
+    return Check("program", HELD, f"loads on {where} and takes {', '.join(takes)}".replace("=1", ""))
 
 
 def _integers(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check:
@@ -184,7 +279,7 @@ def _integers(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check:
     return Check("integers", HELD, text)
 
 
-def _accuracy(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check | None:
+def _accuracy(artifact: Artifact, record: Provenance, wanted: Wanted, place: Place) -> Check | None:
     if wanted.evaluation is None:
         return None if record.measured is None else Check("accuracy", SKIPPED, "no images were given (eval)")
     known = record.measured
@@ -194,7 +289,7 @@ def _accuracy(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check |
         )
     images = _images(wanted.evaluation, known)
     count = len(images)
-    found = _share_right(artifact, images, wanted)
+    found = _share_right(artifact, images, place)
     text = f"{found:.2%} of {count} images"
     if known is not None:
         if images.fingerprint != known.evaluation:
@@ -225,24 +320,19 @@ def _images(reference: str, known: Measured | None) -> Split:
     return part if part.fingerprint == known.evaluation else named
 
 
-def _share_right(artifact: Artifact, images: Split, wanted: Wanted) -> float:
-    assert artifact.path is not None
-    runner = LocalRunner(device=artifact.device, timeout_s=wanted.timeout_s)
-    try:
-        with scratch.folder("verify") as folder:
-            written = materialize(images, folder, "images")
-            logits = runner.run(artifact.path, None, written.images, 0, len(images))
-    finally:
-        runner.close()
+def _share_right(artifact: Artifact, images: Split, place: Place) -> float:
+    with scratch.folder("verify") as folder:
+        written = materialize(images, folder, "images")
+        logits = place.run(artifact, written.images, len(images))
     if logits.ndim != 2 or not np.isfinite(logits).all():
         raise RunFailed("its results are not finite numbers, one for each class")
     return float((logits.argmax(axis=1) == written.labels).mean())
 
 
-def _latency(artifact: Artifact, record: Provenance, wanted: Wanted) -> Check | None:
+def _latency(artifact: Artifact, record: Provenance, wanted: Wanted, place: Place) -> Check | None:
     if wanted.max_latency_ms is None:
         return None
-    found = benchmark(artifact, threads=wanted.threads, device=wanted.device, timeout_s=wanted.timeout_s).median_ms
+    found = place.median_ms(artifact)
     text = f"{found:.3f} ms on {wanted.threads} thread{'s' if wanted.threads > 1 else ''}"
     if record.measured is not None and record.measured.latency_ms is not None:
         text += f", recorded {record.measured.latency_ms:.3f} ms on {record.measured.threads}"

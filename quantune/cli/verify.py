@@ -1,6 +1,7 @@
 """quantune-verify: check that an artifact is whole, is what its record says, and does here what was measured.
 
-One line a check. Exit codes for a gate: 0 all held, 1 one failed, 2 wrong request, 4 this machine cannot run it.
+One line a check. Exit codes for a gate: 0 all held, 1 one failed, 2 wrong request, 4 it cannot be run here (or on the
+device that --device names).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from quantune.cli.entry import quantune_verify, run
 from quantune.cli.streams import Notes, one_line
 from quantune.errors import EnvironmentFailure
 from quantune.process import places
-from quantune.verification import FAILED, HELD, LACKING, Wanted, verify, worst
+from quantune.verification import FAILED, HELD, LACKING, TIMEOUT_S, Wanted, verify, worst
 
 _CODES = {HELD: 0, FAILED: 1, LACKING: EnvironmentFailure.exit_code}
 
@@ -76,8 +77,10 @@ def _parser() -> OneLineParser:
     parser.add_argument("--max-latency", type=_milliseconds, metavar="TIME", help="largest median: 5ms, 0.2s")
     parser.add_argument("--min-integers", type=number, metavar="X", help="least share of integer multiplications")
     parser.add_argument("--threads", type=count, default=1, metavar="N", help="for the latency (default: 1, pinned)")
-    parser.add_argument("--device", metavar="URI", help="local-sync, vulkan://…, … (default: by target)")
-    parser.add_argument("--timeout", type=number, default=1200.0, metavar="SECONDS", help="for one run (default: 1200)")
+    parser.add_argument(
+        "--device", metavar="URI", help="local-sync, vulkan://…, tcp://HOST:PORT, … (default: by target)"
+    )
+    parser.add_argument("--timeout", type=number, metavar="SECONDS", help=f"for one run here (default: {TIMEOUT_S:g})")
     parser.add_argument("--json", metavar="FILE", help="write the checks; - for standard output instead of the lines")
     return parser
 

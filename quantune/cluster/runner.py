@@ -20,6 +20,7 @@ from quantune.cluster import shards
 from quantune.cluster.shards import Part, Shard, make_part
 from quantune.device.identity import runtime_version
 from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed, UsageError
+from quantune.runtime.arrays import map_images
 from quantune.runtime.devices import lacking
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,9 @@ class ClusterRunner:
 
     def run(self, program: Path, numbers: Path | None, images: Path, first: int, end: int) -> NDArray[np.floating]:
         """The program's results on images [first, end) of an .npy file, one row an image: the same as anywhere."""
-        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        array = map_images(images)
+        if not 0 <= first < end <= len(array):
+            raise UsageError(f"{images}: no images [{first}, {end}); the file holds {len(array)}")
         size = max(1, _SHARD_BYTES // max(1, array[:1].nbytes))
         files = self._part(program), None if numbers is None else self._part(numbers)
         asked = []
@@ -117,12 +120,17 @@ class ClusterRunner:
                         wanted = {part.digest: part for part in asked[index].parts()}
                         todo.appendleft((index, {digest: wanted[digest].data() for digest in told["missing"]}))
                     else:
-                        rows[index] = told["rows"]
+                        rows[index] = self._rows(told["rows"], asked[index])
         finally:
             if running:
                 with contextlib.suppress(Exception):
                     self._client.cancel([*running], force=True)
         return [rows[index] for index in range(len(asked))]
+
+    def _rows(self, rows: NDArray[np.floating], shard: Shard) -> NDArray[np.floating]:
+        if len(rows) != shard.end - shard.first:
+            raise RunFailed(f"cluster {self.uri}: {len(rows)} results for {shard.end - shard.first} images")
+        return rows
 
     def _finished(self, running: Mapping[Any, object]) -> list[Any]:
         """Those shards that have ended; waits a moment where none has, so that lost workers are noticed."""
@@ -210,7 +218,14 @@ def _connect(uri: str) -> Any:
     except ValueError as error:
         raise UsageError(f"cluster '{uri}': {error}; {example}") from error
     schemes = {SCHEME: "tcp", f"{SCHEME}+tls": "tls"}
-    if parts.scheme not in schemes or not parts.hostname or not port or parts.path or parts.query:
+    if (
+        parts.scheme not in schemes
+        or not parts.hostname
+        or not port
+        or parts.path
+        or parts.query
+        or "@" in parts.netloc
+    ):
         raise UsageError(f"cluster '{uri}': {example}")
     try:
         from distributed import Client

@@ -18,8 +18,9 @@ import numpy as np
 
 from quantune.device.identity import describe
 from quantune.device.store import Store
-from quantune.errors import QuantuneError, RunFailed
+from quantune.errors import QuantuneError, RunFailed, UsageError
 from quantune.process import scratch
+from quantune.runtime.arrays import map_images
 from quantune.runtime.child import Worker
 
 STORE_BYTES = 4 << 30
@@ -37,10 +38,10 @@ class Part:
     stop: int | None = None
 
     def data(self) -> bytes:
-        """Its bytes, read from the path; of images an .npy file of their own. Raises OSError or ValueError."""
+        """Its bytes, read from the path; of images an .npy file of their own. Raises OSError or UsageError."""
         if self.stop is None:
             return Path(self.path).read_bytes()
-        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array = map_images(self.path)
         file = io.BytesIO()
         np.save(file, array[self.first : self.stop], allow_pickle=False)
         return file.getvalue()
@@ -64,7 +65,7 @@ class Shard:
 
 
 def make_part(path: Path, first: int = 0, stop: int | None = None) -> Part:
-    """Describe a file, or some images of one, by its content. Raises OSError or ValueError."""
+    """Describe a file, or some images of one, by its content. Raises OSError or UsageError."""
     part = Part("", path.suffix, str(path), first, stop)
     return Part(hashlib.sha256(part.data()).hexdigest(), part.kind, part.path, first, stop)
 
@@ -132,7 +133,7 @@ class _Site:
             if key not in self._checked:
                 self._checked[key] = hashlib.sha256(part.data()).hexdigest()
             return self._checked[key] == part.digest
-        except (OSError, ValueError, EOFError):
+        except (OSError, ValueError, UsageError):
             return False
 
     def run(self, shard: Shard, found: Mapping[str, tuple[Path, int]]) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from quantune.device.address import Address
 from quantune.device.connection import Connection, Known, logger
 from quantune.device.jobs import LOCAL
 from quantune.device.store import KINDS
-from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed, UsageError
+from quantune.runtime.arrays import map_images, read_results
 from quantune.runtime.child import read_samples
 from quantune.runtime.devices import lacking
 from quantune.runtime.engines import Files
@@ -99,24 +101,32 @@ class Device:
 
     def run(self, program: Path, numbers: Path | None, images: Path, first: int, end: int) -> NDArray[np.floating]:
         """The program's results on images [first, end) of an .npy file; images that the device has are not sent."""
-        array = np.load(images, mmap_mode="r", allow_pickle=False)
+        array = map_images(images)
+        if not 0 <= first < end <= len(array):
+            raise UsageError(f"{images}: no images [{first}, {end}); the file holds {len(array)}")
         room = min(_CHUNK_BYTES, self.known.message_bytes - _FILE_OVERHEAD)
         size = max(1, room // max(1, array[:1].nbytes))
 
         def part(start: int) -> NDArray[np.floating]:
             stop = min(start + size, len(array))
+            inside = max(first - start, 0), min(end, stop) - start
             request = {
                 "type": "run",
                 "program": self._offer(program),
                 "numbers": self._offer(numbers),
                 "images": self._offer_images(images, array, start, stop),
-                "first": max(first - start, 0),
-                "end": min(end, stop) - start,
+                "first": inside[0],
+                "end": inside[1],
             }
-            return np.load(io.BytesIO(self._link.ask(request)["data"]), allow_pickle=False)
+            rows = read_results(io.BytesIO(self._link.ask(request).get("data", b"")), f"device {self.address}")
+            if len(rows) != inside[1] - inside[0]:
+                raise RunFailed(f"device {self.address}: {len(rows)} results for {inside[1] - inside[0]} images")
+            return rows
 
         starts = range(first - first % size, end, size)
-        return np.concatenate([self._persistently(lambda start=start: part(start)) for start in starts])
+        parts = [self._persistently(lambda start=start: part(start)) for start in starts]
+        with self._of_form():
+            return np.concatenate(parts)
 
     def time(self, programs: Sequence[Files], images: Path, effort: Effort) -> list[Samples]:
         """Time programs against each other on the first images of an .npy file."""
@@ -141,8 +151,13 @@ class Device:
             pairs = [(self._offer(program), self._offer(numbers)) for program, numbers in programs]
             shown = self._offer_first(*pairs[0], images)
             request = {"type": "time", "programs": pairs, "images": shown, "threads": threads}
-            answer = self._link.ask({**request, "effort": dataclasses.asdict(effort)})["result"]
-            return [read_samples(sample) for sample in answer["samples"]], answer["processor"]
+            told = self._link.ask({**request, "effort": dataclasses.asdict(effort)})
+            with self._of_form():
+                samples, processor = told["result"]["samples"], told["result"]["processor"]
+                found = [read_samples(sample) for sample in samples]
+                if len(found) != len(pairs):
+                    raise ValueError(f"{len(found)} samples of {len(pairs)} programs")
+                return found, None if processor is None else int(processor)
 
         return self._persistently(job)
 
@@ -152,7 +167,9 @@ class Device:
         def job() -> dict[str, int]:
             digest = self._offer(program)
             shown = self._offer_first(digest, None, images)
-            return self._link.ask({"type": "memory", "program": digest, "images": shown, "threads": threads})["result"]
+            told = self._link.ask({"type": "memory", "program": digest, "images": shown, "threads": threads})
+            with self._of_form():
+                return {name: int(told["result"][name]) for name in ("resident", "device")}
 
         return self._persistently(job)
 
@@ -161,11 +178,31 @@ class Device:
 
         def job() -> dict[str, float]:
             request = {"type": "dispatches", "program": self._offer(program), "seconds": min_seconds}
-            return self._link.ask(request)["result"]["times"]
+            told = self._link.ask(request)
+            with self._of_form():
+                return {str(name): float(time) for name, time in told["result"]["times"].items()}
 
         return self._persistently(job)
 
+    def signature(self, program: Path, numbers: Path | None = None) -> list[str]:
+        """Load a program there; the shapes of its inputs in the form IREE's tools take: 1x3x32x32xf32=1."""
+        return self._persistently(lambda: self._takes(self._offer(program), self._offer(numbers)))
+
     # Files
+
+    def _takes(self, program: str | None, numbers: str | None) -> list[str]:
+        told = self._link.ask({"type": "signature", "program": program, "numbers": numbers})
+        with self._of_form():
+            return [str(each) for each in told["result"]["inputs"]]
+
+    @contextlib.contextmanager
+    def _of_form(self) -> Iterator[None]:
+        """Turn what reading an answer that is not what was agreed upon raises into a RunFailed."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            text = f"{type(error).__name__}: {error}"
+            raise RunFailed(f"device {self.address} answered something of another form ({text:.100})") from error
 
     def _offer(self, path: Path | None) -> str | None:
         """Have the device hold a file; its digest."""
@@ -188,10 +225,10 @@ class Device:
         """Have the device hold the images that one call of a program takes; their digest."""
         if images is None:
             return None
-        request = {"type": "signature", "program": program, "numbers": numbers}
-        inputs = self._link.ask(request)["result"]["inputs"]
-        array = np.load(images, mmap_mode="r", allow_pickle=False)
-        return self._offer_images(images, array, 0, min(int(inputs[0].split("x")[0]), len(array)))
+        inputs, array = self._takes(program, numbers), map_images(images)
+        with self._of_form():
+            batch = int(inputs[0].split("x")[0])
+        return self._offer_images(images, array, 0, max(0, min(batch, len(array))))
 
     def _offer_images(self, path: Path, array: NDArray, start: int, stop: int) -> str:
         stat = path.stat()
@@ -209,7 +246,9 @@ class Device:
         return digest
 
     def _lacks(self, digest: str, kind: str) -> bool:
-        return bool(self._link.ask({"type": "missing", "files": [[digest, kind]]})["missing"])
+        told = self._link.ask({"type": "missing", "files": [[digest, kind]]})
+        with self._of_form():
+            return bool(told["missing"])
 
     def _put(self, digest: str, kind: str, data: bytes) -> None:
         most = self.known.message_bytes

@@ -25,6 +25,7 @@ _FIRST_PAUSE_S, _TOLD_S, _LAST_PAUSE_S = 0.0625, 0.5, 4.0
 _MOST_LOSSES = 3
 """A job during which the connection is lost so often is not sent again: it may be what the device dies of."""
 _MOST_ANSWER = 1 << 30
+_DAY_S = 86400.0
 T = TypeVar("T")
 
 
@@ -50,15 +51,20 @@ class Known:
             device, limits = welcome["device"], welcome["limits"]
             texts = {name: str(device[name]) for name in ("device", "name", "architecture", "cpu", "digest", "iree")}
             features = {str(name): bool(has) for name, has in device["features"].items()}
-            return cls(
+            known = cls(
                 **texts,
                 features=features,
                 processors=int(device["processors"]),
                 message_bytes=int(limits["message_bytes"]),
                 timeout_s=float(limits["timeout_s"]),
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        if known.processors < 1 or known.message_bytes < 1 or not 0 < known.timeout_s <= _DAY_S:
+            raise ValueError(f"{known.processors} processors, {known.message_bytes} bytes, {known.timeout_s} s")
+        if not all(text.isprintable() for text in (*texts.values(), *features)):
+            raise ValueError("names that cannot be printed")
+        return known
 
 
 class _Busy(Exception):
@@ -96,6 +102,7 @@ class Connection:
         channel = self._connected()
         channel.send(request, data)
         answer, size = channel.receive(wait_s=self.known.timeout_s + _GRACE_S, most_bytes=_MOST_ANSWER)
+        answer.pop("data", None)  # only what comes behind a message is data
         if size:
             file = io.BytesIO()
             if channel.read(size, file) != answer.get("sha256"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from quantune import errors
 from quantune.errors import QuantuneError, RunFailed, UsageError
 from quantune.process import memory, scratch
 from quantune.process.servant import Lost, Servant
+from quantune.runtime.arrays import read_results
 from quantune.runtime.measure import Effort, Samples
 
 
@@ -183,18 +185,6 @@ def _of_form(program: object) -> Iterator[None]:
         ) from error
 
 
-def read_results(path: Path, program: object = "program") -> np.ndarray:
-    """What a worker wrote: an array of numbers, one row an image. Raises RunFailed for anything else."""
-    try:
-        results = np.load(path, allow_pickle=False)
-        if not isinstance(results, np.ndarray) or results.ndim < 1 or results.dtype.kind not in "fiub":
-            raise ValueError("no array of numbers")
-    except Exception as error:  # numpy, zipfile and zlib fail in their own ways, and all of them mean the same
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise RunFailed(f"{program}: the run wrote no results: {text:.200}", transient=True) from error
-    return results
-
-
 def _error(answer: Mapping[str, Any]) -> QuantuneError:
     named = getattr(errors, str(answer["error"]), None)
     kind = named if isinstance(named, type) and issubclass(named, QuantuneError) else RunFailed
@@ -202,7 +192,9 @@ def _error(answer: Mapping[str, Any]) -> QuantuneError:
 
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:
-    """Return the samples a worker sent."""
+    """Return the samples a worker sent. Raises ValueError, TypeError or KeyError for anything else."""
     low, middle, high = map(float, answer["quartiles"])
-    medians = tuple(map(float, answer["medians"]))
-    return Samples(medians, float(answer["minimum"]), (low, middle, high), int(answer["calls"]))
+    medians, minimum = tuple(map(float, answer["medians"])), float(answer["minimum"])
+    if not medians or not all(0 < value < math.inf for value in (*medians, minimum, low, middle, high)):
+        raise ValueError("times that are none")
+    return Samples(medians, minimum, (low, middle, high), int(answer["calls"]))

@@ -21,6 +21,7 @@ import numpy as np
 
 from quantune.errors import QuantuneError, RunFailed, UsageError
 from quantune.process import memory, scratch
+from quantune.runtime.arrays import map_images
 from quantune.runtime.measure import Effort, measure, pinned, resident_bytes
 from quantune.runtime.program import Program
 
@@ -112,15 +113,7 @@ def _signature(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]
 
 def read_images(path: Path | str, program: Program) -> np.ndarray:
     """Map an .npy file of images f32[n,…] and check that the program takes such images; raises UsageError."""
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file") from error
-    except Exception as error:  # numpy and zipfile fail in their own ways, and all of them mean the same
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UsageError(f"{path}: not an .npy file: {text:.200}") from error
-    if not isinstance(images, np.ndarray):
-        raise UsageError(f"{path}: an archive of several arrays; expected an .npy file of one")
+    images = map_images(path)
     if len(program.inputs) != 1 or len(program.outputs) != 1:
         raise UsageError(
             f"the program has {len(program.inputs)} inputs and {len(program.outputs)} outputs; expected 1 and 1"

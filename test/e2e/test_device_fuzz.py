@@ -1,24 +1,39 @@
-"""Whatever arrives at a device's port, the server goes on, and its memory stays bounded."""
+"""Whatever arrives at a device's port, the server goes on, and its memory stays bounded; and so do clients."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
+import io
 import json
 import random
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from device_server import TOKEN, as_process
 
-from quantune.device import protocol
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "faults"))
+
+from fuzz import damaged
+
+from quantune.compiler.targets import Target
+from quantune.device import connection, protocol
 from quantune.device.address import Address
 from quantune.device.client import Device
 from quantune.device.protocol import Broken, Channel
+from quantune.device.server import Server
+from quantune.errors import QuantuneError
+from quantune.runtime.measure import Effort
 
 FEW, MANY = 150, 3000
 MOST_GROWTH = 64 << 20
@@ -39,6 +54,21 @@ REQUESTS = (
     {"type": "dispatches", "program": "0" * 64, "seconds": 0.1},
     {"type": "renew"},
 )  # fmt: skip
+
+SAMPLE = {"quartiles": [1.0, 2.0, 3.0], "medians": [2.0, 2.0], "minimum": 1.0, "calls": 7}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "missing": {"missing": []},
+    "put": {},
+    "renew": {},
+    "run": {"result": {}},
+    "time": {"result": {"samples": [SAMPLE], "processor": 0}},
+    "memory": {"result": {"resident": 5, "device": 0}},
+    "signature": {"result": {"inputs": ["1x3x4x4xf32=1"]}},
+    "dispatches": {"result": {"times": {"a": 0.5}}},
+}
+_file = io.BytesIO()
+np.save(_file, np.zeros((2, 5), np.float32))
+ROWS = _file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +127,87 @@ def test_noise_of_strangers(tmp_path: Path, count: int) -> None:
                 while stranger.recv(4096):
                     pass
         _is_well(server, Address("127.0.0.1", port, TOKEN, wait_s=60.0), tmp_path, before)
+
+
+class _Liar(Server):
+    """A server that greets as one does, says anything of itself, and answers anything."""
+
+    rng = random.Random(0)
+
+    def _greet_and_serve(self, channel: Channel, address: str) -> None:
+        if self._greet(channel):
+            welcome = {"type": "welcome", "device": self.description, "limits": asdict(self.limits)}
+            channel.send(_changed(self.rng, welcome) if self.rng.random() < 0.2 else welcome)
+            self._serve(channel)
+
+    def _serve(self, channel: Channel) -> None:
+        while True:
+            request, size = channel.receive(wait_s=30.0, most_bytes=1 << 20)
+            channel.read(size, None)
+            header, data = ANSWERS.get(str(request["type"]), {}), b""
+            if request["type"] == "run" or self.rng.random() < 0.05:
+                data = damaged(ROWS, self.rng) if self.rng.random() < 0.8 else ROWS
+                header = header | {"sha256": hashlib.sha256(data).hexdigest()}
+            channel.send(_changed(self.rng, header) if self.rng.random() < 0.5 else header, data or None)
+
+
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_answers_of_a_device(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that lies costs its client one line, whatever it says it is and whatever it answers."""
+    rng = random.Random(count)
+    _Liar.rng = random.Random(count)
+    monkeypatch.setattr(connection, "_FIRST_PAUSE_S", 0.001)
+    program, images = tmp_path / "a.vmfb", tmp_path / "images.npy"
+    program.write_bytes(b"a program")
+    np.save(images, np.zeros((2, 3, 4, 4), np.float32))
+    files, effort = [(program, None)], Effort(1, 0.01, 0.0)
+    jobs: tuple[Callable[[Device], object], ...] = (
+        lambda device: device.run(program, None, images, 0, 2).sum(),
+        lambda device: device.time(files, images, effort)[0].minimum + 1,
+        lambda device: device.compare(files, None, effort, threads=1),
+        lambda device: device.memory(program, images, threads=1)["resident"] + 1,
+        lambda device: sum(device.dispatch_times(program, min_seconds=0.1).values()),
+        lambda device: "".join(device.signature(program)),
+        lambda device: f"{device.identity}{device.target(Target('cpu'))}",
+        lambda device: device.renew(),
+    )
+    server = _Liar("127.0.0.1", 0, token=TOKEN, store=tmp_path / "store")
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    kept, told = 0, []
+    try:
+        for _ in range(count):
+            address = Address(*server.address, TOKEN, wait_s=0.0)
+            with contextlib.closing(Device(address, on_note=lambda text: None)) as device:
+                try:
+                    rng.choice(jobs)(device)
+                    kept += 1
+                except QuantuneError as error:
+                    told.append(str(error))
+    finally:
+        server.close()
+        thread.join()
+    assert min(kept, len(told)) > count // 10
+    about = (str(program), str(images), str(Address(*server.address)))
+    assert [line for line in told if not any(each in line for each in about) or len(line) > 100_000] == []
+
+
+def _changed(rng: random.Random, header: dict[str, Any]) -> dict[str, Any]:
+    """A message with one to three of its values, anywhere in it, taken away or replaced."""
+    message = copy.deepcopy(header)
+    for _ in range(rng.randint(1, 3)):
+        where: Any = message
+        message.setdefault(name := rng.choice([*message, "error"]), None)
+        key: Any = name
+        while isinstance(where[key], dict | list) and where[key] and rng.random() < 0.8:
+            where = where[key]
+            key = rng.choice([*where] if isinstance(where, dict) else [*range(len(where))])
+        if rng.random() < 0.2:
+            del where[key]
+        else:
+            where[key] = copy.deepcopy(rng.choice(VALUES))
+    return message
 
 
 def _mutated(rng: random.Random) -> tuple[dict[str, Any], bytes]:

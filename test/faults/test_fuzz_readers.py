@@ -31,9 +31,13 @@ from quantune.allocation.budgets import parse_size
 from quantune.artifact.provenance import Measured, Provenance, attach, split
 from quantune.artifact.records import LayerExecution, Processor
 from quantune.cli import benchmark, compile, device, opt, verify
+from quantune.cluster import shards
+from quantune.cluster.runner import ClusterRunner
+from quantune.cluster.shards import Part
 from quantune.compiler.targets import parse as parse_target
 from quantune.data.sources import Reference
 from quantune.device.address import Address
+from quantune.device.client import Device
 from quantune.errors import UsageError
 from quantune.frontend import files
 from quantune.frontend.checkpoints import tensors
@@ -41,8 +45,9 @@ from quantune.frontend.models import ModelRequest, load_model, load_weights
 from quantune.frontend.pt2 import read_program, rewritten
 from quantune.quantization.bits import BitWidths
 from quantune.quantization.config import QuantConfig
+from quantune.runtime.arrays import read_results
 from quantune.runtime.artifact import Artifact
-from quantune.runtime.child import Worker, read_results
+from quantune.runtime.child import Worker
 from quantune.runtime.program import read_parameters
 from quantune.runtime.worker import read_images
 from quantune.torchvision_compat import torchvision
@@ -205,6 +210,49 @@ def test_images_for_workers(count: int, obligation: Get, tmp_path: Path) -> None
         np.asarray(read_images(path, program)).sum()
 
     hold(obligation("reader: images in .npy"), variants([_npy(np.zeros((2, 3, 4, 4), np.float32))], count), read)
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_for_and_from_devices(count: int, obligation: Get, tmp_path: Path) -> None:
+    """A device that takes everything and answers the same: what is read here are images, and its results."""
+    path, program = tmp_path / "images.npy", tmp_path / "a.vmfb"
+    program.write_bytes(b"a program")
+    images, results = _npy(np.zeros((2, 3, 4, 4), np.float32)), _npy(np.zeros((2, 5), np.float32))
+    device, answers = Device("tcp://board"), {"missing": [], "data": results, "result": {"inputs": ["2x3x4x4xf32=1"]}}
+    known = SimpleNamespace(message_bytes=1 << 20)
+    link: Any = SimpleNamespace(known=known, ask=lambda *message: answers, persistently=lambda job: job())
+    device._link = link
+
+    def shown(data: bytes) -> None:
+        path.write_bytes(data)
+        device.run(program, None, path, 0, 2).sum()
+        device._offer_first("0" * 64, None, path)
+
+    def answered(data: bytes) -> None:
+        answers["data"] = data
+        device.run(program, None, path, 0, 2).sum()
+
+    hold(obligation("reader: images for devices in .npy"), variants([images], count), shown)
+    path.write_bytes(images)
+    hold(obligation("reader: results of devices in .npy"), variants([results], count), answered)
+
+
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_for_clusters(count: int, obligation: Get, tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    runner = ClusterRunner.__new__(ClusterRunner)  # one that is connected to nothing: its shards come back as they are
+    runner._parts, runner._device, runner._timeout_s = {}, "local-sync", 1.0
+    asked: Any = lambda given: [np.zeros((each.end - each.first, 5)) for each in given]  # noqa: E731
+    runner._answers = asked
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        runner.run(path, None, path, 0, 2)
+        shards._Site._is_shared(SimpleNamespace(_checked={}), Part("0" * 64, ".npy", str(path), 0, 2))  # type: ignore[arg-type]
+
+    hold(obligation("reader: images for clusters in .npy"), variants([_npy(np.zeros((2, 3, 4)))], count), read)
 
 
 @pytest.mark.parametrize("count", [FEW, MANY])

@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "torch .cache .compiler .data .frontend .process .quantization .runtime .search .tuning .zoo"
     ),
     "quantune.rebuilding": names(".api .artifact .cache .compiler .data .quantization .runtime .tuning"),
-    "quantune.verification": names("numpy .artifact .data .process .runtime"),
+    "quantune.verification": names("numpy .artifact .compiler .data .device .process .runtime"),
     "quantune.cli": names(
         "rich optuna torch_mlir mlir_passes .api .artifact .cache .compiler .device .process .quantization .rebuilding"
         " .runtime .search .verification .versions"

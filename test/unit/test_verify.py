@@ -7,14 +7,16 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from device_server import TOKEN, in_thread
 
+from quantune import verification
 from quantune.artifact.provenance import Measured, Provenance, attach
 from quantune.artifact.records import LayerExecution
 from quantune.cache import ArtifactCache
@@ -24,6 +26,8 @@ from quantune.compiler.iree import compile_module
 from quantune.compiler.targets import Target
 from quantune.data.sources import open_source
 from quantune.data.splits import Split
+from quantune.device.address import Address
+from quantune.device.server import Server
 from quantune.runtime import devices
 
 ACTION = Path(__file__).resolve().parent.parent.parent / ".github" / "actions" / "verify" / "action.yml"
@@ -168,10 +172,80 @@ def test_a_machine_that_lacks_something_is_no_failure(
     assert (code, checks["processor"][0], "program" in checks) == (4, "LACKING", False)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Address]]:
+    with in_thread(tmp_path_factory.mktemp("device") / "store") as server:
+        yield server
+
+
+@pytest.fixture
+def device(served: tuple[Server, Address], tmp_path: Path) -> str:
+    """A device's address, as --device takes it, with a file of its token."""
+    (tmp_path / "token").write_text(TOKEN)
+    return f"{served[1]}?token-file={tmp_path / 'token'}&wait=60"
+
+
+def test_a_device_answers_and_is_timed(
+    artifact: Path, images: Path, device: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Worker", "LocalRunner", "benchmark", "check_processor"):
+        monkeypatch.setattr(verification, name, None)  # nothing of it runs here
+    where = device.partition("?")[0]
+    code, checks = _verify(capsys, artifact, "--device", device, f"--eval=npz:{images}", "--max-latency=60s")
+    assert (code, {outcome for outcome, _ in checks.values()}) == (0, {"ok"})
+    assert list(checks) == ["file", "record", "processor", "program", "integers", "accuracy", "latency"]
+    assert re.search(r": device .* processors, .* IREE [\d.]+, has all its features$", checks["processor"][1])
+    assert checks["program"][1] == f"loads on {where} and takes 1x2x1x1xf32"
+    assert checks["accuracy"][1] == "75.00% of 8 images, recorded 75.00%"
+    code, checks = _verify(capsys, artifact, "--device", device, f"--eval=npz:{images}", "--min-accuracy=0.8")
+    assert (code, checks["accuracy"][0]) == (1, "FAILED")
+    code, checks = _verify(capsys, artifact, "--device", device, "--max-latency=0.000001ms")
+    assert (code, checks["latency"][0]) == (1, "FAILED")
+
+
+def test_damage_is_found_before_a_device_is_asked(
+    artifact: Path, made: tuple[bytes, Provenance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact.write_bytes(artifact.read_bytes()[:-1])
+    code, checks = _verify(capsys, artifact, "--device=tcp://127.0.0.1:1")
+    assert (code, list(checks), checks["file"][0]) == (1, ["file"], "FAILED")
+
+
+def test_a_device_that_lacks_something_or_is_not_there(
+    artifact: Path, made: tuple[bytes, Provenance], served: tuple[Server, Address], device: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    needed = made[1].processor
+    assert needed is not None
+    code, checks = _verify(capsys, artifact, "--device=tcp://127.0.0.1:1")
+    assert (code, list(checks)[-1], checks["processor"][0]) == (4, "processor", "LACKING")
+    assert "cannot be reached: Connection refused" in checks["processor"][1]
+    _rewritten(artifact, made, processor=replace(needed, features=("avx9",)))
+    monkeypatch.setitem(served[0].description, "features", {"avx9": False})
+    code, checks = _verify(capsys, artifact, "--device", device)
+    assert (code, checks["processor"][0], "program" in checks) == (4, "LACKING", False)
+    assert re.search(r"with avx9, which device tcp://\S+ lacks; compile for", checks["processor"][1])
+    _rewritten(artifact, made, target="vulkan", processor=None)
+    code, checks = _verify(capsys, artifact, "--device", device)
+    assert (code, checks["processor"][0]) == (4, "LACKING")
+    assert "runs programs on local" in checks["processor"][1]
+
+
+def test_a_wrong_token_is_a_wrong_request(
+    artifact: Path, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_text("a token of some other device")
+    assert verify.main([str(artifact), "--device", device]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("the token is wrong")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         (["none.vmfb"], "none.vmfb: cannot be read"),
+        (["x", "--device=tcp://board:x"], "device 'tcp://board:x': Port could not be cast"),
+        (["x", "--device=tcp://board", "--timeout=5"], "timeout: device tcp://board has a limit of its own"),
         (["x", "--sha256=12"], "sha256 '12': expected 64 hexadecimal digits"),
         (["x", "--max-drop=0.1"], "max-drop and min-accuracy need images"),
         (["x", "--eval=npz:a", "--max-drop=2"], "max-drop 2.0: expected a fraction from 0 to 1"),
