@@ -128,18 +128,18 @@ def compile(
         peaks.begin("import")
         imported = import_any(model, _for_data(model, options, eval_split), cache, progress)
         imported.check_searchable()
-        builder = Builder(
+        builder = held.enter_context(Builder(
             imported, place.target, calib=calib_split, cache=cache, on_calibration=progress.on_calibration,
             debugging=debugging or Debugging(reproducer_dir=folder / "failures"),
             memory_limit=memory_limit, peaks=peaks, origin=Origin.of(model, calib, eval, options),
-        )  # fmt: skip
+        ))  # fmt: skip
         evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place))
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         _ = evaluator.images
         peaks.begin("calibration")
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
-        proxies = Proxies(imported.network, builder.scales, builder.statistics)
+        proxies = Proxies(imported.network, builder.plans.scales, builder.calibration.statistics)
         if size_budget is not None:
             progress.on_stage("scoring the layers")
         base = QuantConfig() if size_budget is None else proxies.best(points)

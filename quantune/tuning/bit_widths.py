@@ -21,7 +21,9 @@ from quantune.quantization.bits import WEIGHT_BITS, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
 from quantune.runtime.program import Program
-from quantune.tuning.builder import Builder, Built, full_batch
+from quantune.tuning.builder import Builder
+from quantune.tuning.calibrating import full_batch
+from quantune.tuning.compiling import Built
 
 CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)
 """What a layer may have where only its weights' size matters: activations of eight bits."""
@@ -95,12 +97,12 @@ class Allocator:
 
     def observe(self, tensors: Sequence[str], images: int) -> Iterator[Tensors]:
         """Tensors of the f32 network on the first calibration images."""
-        return self.builder.observe(tensors, images)
+        return self.builder.calibration.observe(tensors, images)
 
     def logits(self, widths: Sequence[BitWidths], images: int) -> Iterator[np.ndarray]:
         """The compiled programs' first results on the first calibration images: f32's, then those of the widths."""
         size, device = self.builder.model.input_shape[0], self.builder.target.device()
-        shown = list(batches(self.builder.calibration_images(images), size))
+        shown = list(batches(self.builder.calibration.first(images), size))
         numbers = _Numbers(self.builder, self.config)
 
         def run(job: tuple[Built, dict[str, np.ndarray] | None]) -> np.ndarray:
@@ -113,7 +115,7 @@ class Allocator:
             yield from pool.map(run, (numbers.of(bits) for bits in widths))
 
     def _plan(self, choice: LayerBits) -> QuantizationPlan:
-        plan = self.builder.scales(replace(self.config, bits=BitWidths(choice)))
+        plan = self.builder.plans.scales(replace(self.config, bits=BitWidths(choice)))
         assert plan is not None
         return plan
 
@@ -131,9 +133,7 @@ class _Numbers:
     def of(self, bits: BitWidths) -> tuple[Built, dict[str, np.ndarray]]:
         """The program of bit widths and the numbers to load beside it."""
         if any(choice.activations != bits.default.activations for _, choice in bits.layers):
-            config = replace(self.config, bits=bits)
-            built = self.builder.build(config)
-            self.builder.forget(config)
+            built = self.builder.build(replace(self.config, bits=bits))
             return built, built.numbers or {}
         base = self._build(bits.default)
         numbers = dict(base.numbers or {})

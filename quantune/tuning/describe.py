@@ -161,7 +161,7 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
         **({"timed on": evaluator.device} if evaluator.device else {}),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(evaluator.threads),
-        **{f"peak memory, {phase}": size for phase, size in builder.peaks.rows().items()},
+        **{f"peak memory, {phase}": size for phase, size in builder.programs.peaks.rows().items()},
         "flags": " ".join(builder.target.flags()),
         "calibration": "none" if builder.calib is None else f"{builder.calib.source.name}, {len(builder.calib)} images",
         "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",

@@ -26,7 +26,8 @@ from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.measure import Effort
 from quantune.search.scores import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
-from quantune.tuning.builder import Builder, Built
+from quantune.tuning.builder import Builder
+from quantune.tuning.compiling import Built
 from quantune.tuning.measuring import Measuring
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Evaluator:
     """Measures configurations of a builder on evaluation images. Use it as a context manager.
 
     eval_split: labelled images, disjoint from the calibration images. threads: for the latency. place: where
-    programs answer and are timed, closed with this; by default worker processes here, for the answers one a processor.
+    programs answer and are timed, closed by whoever gave it; by default worker processes here, for the answers one a
+    processor, which end with this.
     The images are shown in an order drawn at random, once for all, so that the first ones stand for
     all. Two configurations that compute the same are measured once, here and in later sessions with the same cache; the
     latency is measured once per program, while nothing else runs here.
@@ -80,7 +82,7 @@ class Evaluator:
         if not target.on_processor and (place.runner is None or place.timer is None):
             open_device(target.device())  # a missing device is told before anything is compiled for it
         workers = None if target.on_processor else 1  # a GPU serves one
-        limit = builder.memory_limit if target.on_processor else None  # what a driver reserves is no measure
+        limit = builder.programs.memory_limit if target.on_processor else None  # what a driver reserves is no measure
         self.device = place.device
         self._runner = place.runner or LocalRunner(
             device=target.device(), count=workers, timeout_s=timeout_s, memory_limit=limit
@@ -88,6 +90,7 @@ class Evaluator:
         self._timer = place.timer or LocalTimer(
             device=target.device(threads=threads), threads=threads, timeout_s=timeout_s, memory_limit=limit
         )
+        self._own = [each for each in (self._runner, self._timer) if each not in (place.runner, place.timer)]
         self._folder = scratch.kept("trials")
         self._images: Materialized | None = None
         self._labels = np.empty(0, np.int64)
@@ -104,9 +107,8 @@ class Evaluator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._runner.close()
-        self._timer.close()
-        self.builder.close(stop=kind is not None)
+        for each in self._own:
+            each.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -153,7 +155,6 @@ class Evaluator:
             if score is None or not self._suffices(score):
                 score = self._scores[built.key] = self._measure(built)
             known = self._measured[identity] = built.program.sha256, score
-            self.builder.forget(config)
         self._programs[config] = known[0]
         return known[1]
 
@@ -166,7 +167,7 @@ class Evaluator:
         with self._numbers(built) as numbers:
             right, seconds = self._answers(built, numbers)
         if isinstance(self._runner, LocalRunner):
-            self.builder.peaks.child("evaluation", self._runner.peak_bytes)
+            self.builder.programs.peaks.child("evaluation", self._runner.peak_bytes)
         sha, paused_at = built.program.sha256, time.monotonic()
         if sha not in self._latency:
             self._latency[sha] = self._time([self._keep(built)], QUICK)[0]
@@ -213,7 +214,6 @@ class Evaluator:
             built = self.builder.build(config)
             self._programs[config] = built.program.sha256
             self._keep(built)
-            self.builder.forget(config)
         return self._programs[config]
 
     def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, float]:
@@ -248,7 +248,6 @@ class Evaluator:
         built = self.builder.build(config)
         with self._numbers(built) as numbers:
             logits = self._runner.run(built.program.path, numbers, path, 0, len(images))
-        self.builder.forget(config)
         return _finite(logits)
 
     def _keep(self, built: Built) -> Files:
@@ -265,7 +264,7 @@ class Evaluator:
     def _time(self, programs: list[Files], effort: Effort) -> list[float]:
         samples = self._timer.time(programs, self.images, effort)
         if isinstance(self._timer, LocalTimer):
-            self.builder.peaks.child("measurement", self._timer.peak_bytes)
+            self.builder.programs.peaks.child("measurement", self._timer.peak_bytes)
         return [sample.quartiles[1] for sample in samples]
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:

@@ -90,7 +90,7 @@ class Screening:
 
     @cached_property
     def _images(self) -> Split:
-        return self._builder.calibration_images(IMAGES)
+        return self._builder.calibration.first(IMAGES)
 
     @cached_property
     def _reference(self) -> NDArray[np.floating]:

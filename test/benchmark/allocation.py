@@ -123,7 +123,7 @@ def times(model: str, scorers: dict[str, Scorer]) -> list[dict[str, Any]]:
             builder = api.make_builder(
                 model, calib=Noise(128, 224), target="cpu", sizes=(1000,), cache=ArtifactCache(Path(folder))
             )
-            _ = builder.statistics
+            _ = builder.calibration.statistics
             _prepare(builder, by)
             allocator = Allocator(builder)
             scoring = _seconds(lambda by=by, allocator=allocator: allocator.scores(by))

@@ -44,7 +44,7 @@ def measure(model: str, calib: str, evaluation: str, configs: list[QuantConfig],
     options = ModelOptions() if model.startswith("builtin:") else ModelOptions(shape=images.source.shape)
     sizes = {config.calib for config in configs}
     builder = Builder(import_any(model, options, cache), parse(target), calib=calibration, cache=cache, sizes=sizes)
-    _ = builder.statistics
+    _ = builder.calibration.statistics
     with Evaluator(builder, images) as evaluator:
         base = evaluator(QuantConfig(precision="f32"))
         table.add_row("precision=f32", f"{base.accuracy:.2%}", "", "", f"{base.size_bytes / 1e6:.2f}")
@@ -75,10 +75,10 @@ def times() -> Table:
         builder = Builder(model, parse("cpu"), calib=split, cache=cache, sizes=(64,))
         for line in ("bias=fast", "bias=sequential", "bias=fast,clip=kl", "bias=sequential,clip=kl"):
             config = QuantConfig.parse(f"calib=64,{line}")
-            builder.scales(config)
+            builder.plans.scales(config)
             start = time.monotonic()
             builder.plan(config)
-            table.add_row(line, str(images_for(builder.network)), f"{time.monotonic() - start:.1f}")
+            table.add_row(line, str(images_for(builder.model.network)), f"{time.monotonic() - start:.1f}")
     return table
 
 

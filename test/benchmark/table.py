@@ -40,7 +40,7 @@ def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[
     calibration, images = open_splits(calib, evaluation)
     options = ModelOptions() if model.startswith("builtin:") else ModelOptions(shape=images.source.shape)
     builder = Builder(import_any(model, options, cache), parse(target), calib=calibration, cache=cache)
-    proxies = Proxies(builder.model.network, builder.plan, builder.statistics)
+    proxies = Proxies(builder.model.network, builder.plan, builder.calibration.statistics)
     with Evaluator(builder, images) as evaluator:
 
         def row(config: QuantConfig) -> dict:

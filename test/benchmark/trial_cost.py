@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         builder = Builder(model, parse("cpu"), calib=splits[0], cache=ArtifactCache(Path(folder)))
         start = time.monotonic()
-        _ = builder.statistics
+        _ = builder.calibration.statistics
         console.print(f"calibration on {arguments.images} images {time.monotonic() - start:.1f} s (once per model)")
         table = Table(show_edge=False)
         for heading in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from quantune.quantization import calibration
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.program import Program
 from quantune.tuning import builder as builder_module
+from quantune.tuning import calibrating, compiling
 from quantune.tuning.builder import Builder
 
 HOST = Target("cpu")
@@ -73,8 +75,8 @@ def builder(model: ImportedModel, cache: ArtifactCache) -> Builder:
 
 def test_statistics_are_those_of_the_f32_network_also_of_a_last_incomplete_batch(builder: Builder) -> None:
     heard: list[tuple[int, int]] = []
-    builder._on_calibration = lambda done, total: heard.append((done, total))
-    statistics = builder.statistics
+    builder.calibration._on_image = lambda done, total: heard.append((done, total))
+    statistics = builder.calibration.statistics
     assert heard in ([(i, 5) for i in range(1, 6)], [])  # nothing when another test came first
     assert statistics.available == 5
     images = _split().source.images  # type: ignore[attr-defined]
@@ -98,33 +100,35 @@ def test_tensors_sampled_by_the_program_give_the_same_statistics(
     model = import_module(net, torch.zeros(2, 3, 40, 40), "sampled")
     split = _split(calibration.POWER_IMAGES + 5, shape=(3, 40, 40))
     sampling = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(1, 67, 1000))
-    strides = sampling._strides(builder_module.observed(model.network))
+    strides = sampling.calibration._strides(calibrating.observed(model.network))
     assert {1, 3, 5} <= set(strides)
     whole = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "b"), sizes=(1, 67, 1000))
-    monkeypatch.setattr(whole, "_strides", lambda tensors: ())
-    assert sampling.statistics.to_bytes() == whole.statistics.to_bytes()
-    assert not sampling._strides(("input",))
+    monkeypatch.setattr(whole.calibration, "_strides", lambda tensors: ())
+    assert sampling.calibration.statistics.to_bytes() == whole.calibration.statistics.to_bytes()
+    assert not sampling.calibration._strides(("input",))
     one = Builder(model, HOST, calib=split, cache=ArtifactCache(tmp_path / "a"), sizes=(1,))
-    assert one._strides(builder_module.observed(model.network)) == strides  # the same program, whatever is asked for
+    assert (
+        one.calibration._strides(calibrating.observed(model.network)) == strides
+    )  # the same program, whatever is asked for
     few = split.first(calibration.POWER_IMAGES)
     whole = Builder(model, HOST, calib=few, cache=ArtifactCache(tmp_path / "a"), sizes=(1, 67, 1000))
-    assert not whole._strides(builder_module.observed(model.network))
+    assert not whole.calibration._strides(calibrating.observed(model.network))
 
 
 def test_statistics_are_collected_once_per_model_and_images(
     builder: Builder, model: ImportedModel, cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = builder.statistics
+    first = builder.calibration.statistics
 
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("collected again")
 
-    monkeypatch.setattr(builder_module.calibration, "collect", never)
-    again = Builder(model, HOST, calib=_split(), cache=cache, sizes=(5, 2)).statistics
+    monkeypatch.setattr(calibrating.calibration, "collect", never)
+    again = Builder(model, HOST, calib=_split(), cache=cache, sizes=(5, 2)).calibration.statistics
     assert dict(again.at(5)) == dict(first.at(5))
     for other in ({"calib": _split(seed=1), "sizes": (2, 5)}, {"calib": _split(), "sizes": (2,)}):
         with pytest.raises(AssertionError, match="collected again"):
-            _ = Builder(model, HOST, cache=cache, **other).statistics  # type: ignore[arg-type]
+            _ = Builder(model, HOST, cache=cache, **other).calibration.statistics  # type: ignore[arg-type]
 
 
 def test_configurations_share_a_program_and_differ_in_numbers(builder: Builder) -> None:
@@ -133,8 +137,7 @@ def test_configurations_share_a_program_and_differ_in_numbers(builder: Builder) 
     assert second.seconds["compile"] == 0
     assert first.key != second.key
     assert builder.build(SYMMETRIC) is first
-    builder.forget(SYMMETRIC)
-    again = builder.build(SYMMETRIC)
+    again = Builder(builder.model, HOST, calib=_split(), cache=builder.cache, sizes=(2, 5)).build(SYMMETRIC)
     assert again is not first
     assert again.key == first.key
     assert first.numbers is not None
@@ -225,11 +228,11 @@ def test_what_is_prepared_is_built_before_it_is_asked_for(
     f32 = QuantConfig(precision="f32")
     builder.prepare([f32], calibration=True)
     builder._ahead.shutdown()  # waits for them
-    monkeypatch.setattr(builder_module, "compile_module", None)
+    monkeypatch.setattr(compiling, "compile_module", None)
     built = builder.build(f32)
     assert not built.program.cached
     monkeypatch.undo()
-    assert builder._compile_instrumented(builder_module.observed(model.network)).cached
+    assert builder.calibration.compile().cached
     builder.close()
     builder.prepare([QuantConfig(calib=3)])  # there are no such statistics: told by whoever builds it
     builder.close()
@@ -246,7 +249,7 @@ def test_a_program_is_not_compiled_twice_at_once(
     assert builder.build(f32).program.sha256
     builder.close()
     assert len(list((tmp_path / "objects").rglob("*.vmfb"))) == 1
-    monkeypatch.setattr(builder_module, "compile_module", None)
+    monkeypatch.setattr(compiling, "compile_module", None)
     builder.prepare([f32])
     builder.close()
 
@@ -280,10 +283,22 @@ def test_many_images_more_than_there_are_give_one_plan(model: ImportedModel, cac
     assert plans[0] is not None
     assert plans[1] is not None
     assert plans[0].to_json() == plans[1].to_json()
-    assert set(builder._ranges) == {5}
+    assert set(builder.plans._ranges) == {5}
 
 
 def test_bias_correction_shares_the_scales_and_is_another_configuration(builder: Builder) -> None:
     corrected = replace(KL, bias="fast")
-    assert builder.scales(corrected) is builder.scales(KL)
+    assert builder.plans.scales(corrected) is builder.plans.scales(KL)
     assert builder.identity(corrected) != builder.identity(KL)
+
+
+@pytest.mark.parametrize("error", [None, ValueError()])
+def test_what_is_prepared_ends_with_the_builder(
+    model: ImportedModel, cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    builder, closed = Builder(model, HOST, cache=cache), []
+    monkeypatch.setattr(builder, "close", lambda *, stop: closed.append(stop))
+    with contextlib.suppress(ValueError), builder:
+        if error is not None:
+            raise error
+    assert closed == [error is not None]

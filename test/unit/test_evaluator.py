@@ -31,6 +31,7 @@ from quantune.tuning import evaluator as evaluator_module
 from quantune.tuning.builder import Builder
 from quantune.tuning.describe import describe, measured
 from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.measuring import Measuring
 
 HOST = Target("cpu")
 F32, INT8 = QuantConfig(precision="f32"), QuantConfig(calib=3)
@@ -330,3 +331,22 @@ def test_old_images_are_deleted_when_there_are_too_many(cache: ArtifactCache, mo
             paths.append(made.images)
     assert not paths[0].exists()
     assert paths[1].is_file()
+
+
+class _Given:
+    """Somebody else's place to measure."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_nothing_is_closed_that_somebody_else_made(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, given = evaluator.builder, _Given()
+    monkeypatch.setattr(builder, "close", None)
+    with Evaluator(builder, _split(20, 2), place=Measuring(HOST, timer=given)) as own:  # type: ignore[arg-type]
+        ended: list[object] = []
+        monkeypatch.setattr(own._runner, "close", lambda: ended.append(own._runner))
+    assert ended == [own._runner]
+    assert not given.closed

@@ -93,7 +93,7 @@ def test_nothing_is_compiled_and_nothing_is_found_twice(
     with monkeypatch.context() as patch:
         patch.setattr(builder_module.pipelines, "lower", never)
         fast = _builder(model, folder)
-        fast._on_refining = lambda done, total: heard.append((done, total))
+        fast.plans._on_refining = lambda done, total: heard.append((done, total))
         patch.setattr("quantune.compiler.iree.children", None)
         found = fast.plan(QuantConfig(calib=5, granularity="tensor", bias="fast"))
     assert found is not None
@@ -143,7 +143,7 @@ def test_configurations_are_told_apart_without_being_refined(
     builder = _builder(model, folder / "none")
     configs = [QuantConfig(calib=5, bias=how) for how in ("none", "fast", "sequential")]
     assert len({builder.identity(config) for config in configs}) == 3
-    scales = [builder.scales(config) for config in configs]
+    scales = [builder.plans.scales(config) for config in configs]
     assert len({plan.digest() for plan in scales if plan is not None}) == 1
     assert builder.plan(QuantConfig(precision="f32")) is None
 

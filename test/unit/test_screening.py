@@ -37,12 +37,10 @@ class _Builder:
         self.cache, self.target = ArtifactCache(folder), "cpu"
         self.model = SimpleNamespace(fingerprint="f" * 64)
         self.prepared: list[QuantConfig] = []
+        self.calibration = SimpleNamespace(first=lambda count: SimpleNamespace(fingerprint=f"{count} images"))
 
     def identity(self, config: QuantConfig) -> str:
         return _identity(config)
-
-    def calibration_images(self, count: int) -> SimpleNamespace:
-        return SimpleNamespace(fingerprint=f"{count} images")
 
     def prepare(self, configs: Any) -> None:
         self.prepared += configs
