@@ -41,6 +41,7 @@ class QuantParams:
 
     scale: f32, rank 0, or one per channel (C,) along ``axis``; finite, positive and not subnormal.
     zero_point: i32 of the same shape, inside [qmin, qmax]. qmin, qmax: inside s8 when qmin < 0, else inside u8.
+    levels: the integers that there are, ascending, s8, with zero points of 0; None for all of [qmin, qmax].
     """
 
     scale: NDArray[np.float32]
@@ -48,6 +49,7 @@ class QuantParams:
     qmin: int
     qmax: int
     axis: int | None = None
+    levels: NDArray[np.int8] | None = None
 
     def __post_init__(self) -> None:
         scale = np.array(self.scale, np.float32)
@@ -68,7 +70,10 @@ class QuantParams:
         if zero_point.dtype.kind not in "iu" or np.any((zero_point < self.qmin) | (zero_point > self.qmax)):
             raise ValueError(f"zero point {self.zero_point}: expected integers in [{self.qmin}, {self.qmax}]")
         zero_point = zero_point.astype(np.int32)
-        for name, array in (("scale", scale), ("zero_point", zero_point)):
+        arrays = {"scale": scale, "zero_point": zero_point}
+        if self.levels is not None:
+            arrays["levels"] = _checked_levels(self.levels, self.qmin, self.qmax, zero_point)
+        for name, array in arrays.items():
             array.setflags(write=False)
             object.__setattr__(self, name, array)
 
@@ -88,13 +93,23 @@ class QuantParams:
         return np.dtype(np.int8 if self.signed else np.uint8)
 
     def _key(self) -> tuple[object, ...]:
-        return (self.scale.tobytes(), self.zero_point.tobytes(), self.qmin, self.qmax, self.axis)
+        levels = None if self.levels is None else self.levels.tobytes()
+        return (self.scale.tobytes(), self.zero_point.tobytes(), self.qmin, self.qmax, self.axis, levels)
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, QuantParams) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+
+def _checked_levels(levels: ArrayLike, qmin: int, qmax: int, zero_point: NDArray[np.int32]) -> NDArray[np.int8]:
+    found = np.array(levels)
+    if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu" or np.any(np.diff(found.astype(int)) <= 0):
+        raise ValueError(f"levels {found}: expected ascending integers")
+    if qmin >= 0 or found[0] < qmin or found[-1] > qmax or np.any(zero_point != 0):
+        raise ValueError(f"levels {found}: expected them inside [{qmin}, {qmax}], signed, with zero points of 0")
+    return found.astype(np.int8)
 
 
 def along(values: NDArray, ndim: int, axis: int | None) -> NDArray:
@@ -105,11 +120,37 @@ def along(values: NDArray, ndim: int, axis: int | None) -> NDArray:
 
 
 def quantize(x: NDArray[np.floating], p: QuantParams) -> Integers:
-    """The integers of ``x`` (taken as f32). Infinities saturate and NaN gives qmin."""
-    scale, zero_point = along(p.scale, x.ndim, p.axis), along(p.zero_point, x.ndim, p.axis)
+    """The integers of ``x`` (taken as f32). Infinities saturate and NaN gives the smallest.
+
+    Where there are levels it is the nearest one of x / scale, the larger of two that are equally near.
+    """
+    steps = _steps(x, p)
+    if p.levels is not None:
+        return nearest(steps, p.levels)
+    return _saturate(np.rint(steps) + along(p.zero_point, x.ndim, p.axis).astype(np.float32), p.qmin, p.qmax)
+
+
+def nearest(steps: NDArray[np.floating], levels: NDArray[np.int8]) -> NDArray[np.int8]:
+    """The nearest of ascending levels for numbers in steps of their scale; the larger of two that are equally near."""
+    # What lies midway between two integers is a multiple of 1/2: half a step is never divided between two levels.
+    halves = np.arange(-256, 257)
+    table = levels[np.searchsorted(levels[:-1].astype(int) + levels[1:], halves, side="right")]
+    return table[np.floor(np.fmin(np.fmax(steps, -128), 128) * 2).astype(np.int16) + 256]
+
+
+def neighbours(x: NDArray[np.floating], p: QuantParams) -> tuple[Integers, Integers]:
+    """The integers next to x / scale: the last one that is not above it and the one that follows; at an end the end."""
+    steps = _steps(x, p)
+    if p.levels is None:
+        below = np.floor(steps) + along(p.zero_point, x.ndim, p.axis).astype(np.float32)
+        return _saturate(below, p.qmin, p.qmax), _saturate(below + 1, p.qmin, p.qmax)
+    after, last = np.searchsorted(p.levels.astype(np.float32), steps, side="right"), len(p.levels) - 1
+    return p.levels[np.clip(after - 1, 0, last)], p.levels[np.clip(after, 0, last)]
+
+
+def _steps(x: NDArray[np.floating], p: QuantParams) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        q = np.rint(x.astype(np.float32) / scale) + zero_point.astype(np.float32)
-    return _saturate(q, p.qmin, p.qmax)
+        return x.astype(np.float32) / along(p.scale, x.ndim, p.axis)
 
 
 def dequantize(q: NDArray[np.integer], p: QuantParams) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ new one is a subclass of ``Scheme`` (or an instance with other fields) and a cal
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class Weights:
         raised = np.maximum(p.scale, np.nextafter(np.float32(needed), np.float32(np.inf)))
         if self.power2:
             raised = np.ldexp(np.float32(1), np.frexp(raised)[1] - (np.frexp(raised)[0] == 0.5))
-        return QuantParams(raised.astype(np.float32), p.zero_point, p.qmin, p.qmax, p.axis)
+        return replace(p, scale=raised.astype(np.float32))
 
 
 @dataclass(frozen=True)

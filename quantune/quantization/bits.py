@@ -1,20 +1,23 @@
-"""Bit widths, layer by layer, as a value that prints to and parses from one word of a configuration's line."""
+"""Bit widths and formats, layer by layer: a value that prints to and parses from one word of a configuration's line."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from quantune.errors import UsageError
+from quantune.numerics.formats import FORMATS
+from quantune.numerics.formats.base import Format
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 8)
 
 FLOAT_BITS = 32
 
-_CHOICE = re.compile(r"w(\d)(?:a(\d))?")
+_CHOICE = re.compile(r"(\w+?)(?:a(\d))?", re.ASCII)
 _FLOAT = "f32"
 
 
@@ -23,16 +26,23 @@ class LayerBits:
     """The bit widths of one layer: of its weight, 2 to 8, and of the activation that it reads, 4 or 8.
 
     32 for both is `F32`: the layer stays in float, whatever its neighbours do.
+    format: the weight's, by its name in ``FORMATS``, where it is not the uniform one; it has so many bits.
     """
 
     weights: int = 8
     activations: int = 8
+    format: str = ""
 
     def __post_init__(self) -> None:
         if self.is_float:
             return
+        if self.format == f"w{self.weights}":
+            object.__setattr__(self, "format", "" if self.weights in WEIGHT_BITS else self.format)
+        named = FORMATS.get(self.format)
+        if self.format and (named is None or named.bits != self.weights):
+            raise UsageError(f"format '{self.format}' of {self.weights} bits: {_expected(self.format)}")
         for name, value, allowed in (
-            ("weights", self.weights, WEIGHT_BITS),
+            ("weights", self.weights, (self.weights,) if self.format else WEIGHT_BITS),
             ("activations", self.activations, ACTIVATION_BITS),
         ):
             if type(value) is not int or value not in allowed:
@@ -44,17 +54,28 @@ class LayerBits:
         return self.weights == self.activations == FLOAT_BITS
 
     def __str__(self) -> str:
-        return _FLOAT if self.is_float else f"w{self.weights}a{self.activations}"
+        return _FLOAT if self.is_float else f"{self.form.name}a{self.activations}"
+
+    @property
+    def form(self) -> Format:
+        """The weight's format; KeyError for a layer in float."""
+        return FORMATS[self.format or f"w{self.weights}"]
 
     @classmethod
     def parse(cls, text: str) -> LayerBits:
-        """Read ``w4a8``, ``w4`` for activations of eight bits, or ``f32``; raises UsageError for anything else."""
+        """Read ``w4a8``, ``w2ha8``, ``w4`` for activations of eight bits, or ``f32``; UsageError for anything else."""
         if text == _FLOAT:
             return F32
         found = _CHOICE.fullmatch(text)
-        if found is None:
-            raise UsageError(f"bits '{text}': expected for example w4 or w4a8, or f32")
-        return cls(int(found[1]), int(found[2] or 8))
+        if found is None or found[1] not in FORMATS:
+            raise UsageError(f"bits '{text}': {_expected(text if found is None else found[1])}")
+        return cls(FORMATS[found[1]].bits, int(found[2] or 8), found[1])
+
+
+def _expected(name: str) -> str:
+    close = difflib.get_close_matches(name, FORMATS, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"expected for example w4 or w4a8, a format of weights, such as w2h or e2m1, or f32{hint}"
 
 
 F32 = LayerBits(FLOAT_BITS, FLOAT_BITS)

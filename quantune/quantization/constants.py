@@ -56,6 +56,20 @@ def check(layer: str, constant: Constant, params: QuantParams) -> None:
         raise ValueError(f"constants: the weight of '{layer}' does not lie on its grid")
 
 
+def rounded(node: Node, params: QuantParams) -> Constant:
+    """A layer's weight on the grid of its quantization."""
+    assert node.weight is not None
+    return Constant(dequantize(quantize(node.weight, params), params))
+
+
+def merged(first: Constants, then: Constants) -> dict[str, Constant]:
+    """Constants of which the later ones replace the first, part by part."""
+    both = {name: Constant(**each.parts) for name, each in first.items()}
+    for name, each in then.items():
+        both[name] = replace(both.get(name, Constant()), **each.parts)
+    return both
+
+
 def with_constants(network: Network, constants: Constants) -> Network:
     """The network with the constants in place. ValueError for an unknown layer and for other shapes."""
     layers = {node.name for node in network.layers}

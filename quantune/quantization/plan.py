@@ -23,13 +23,14 @@ from mlir_passes.network import FLOAT, INPUT, Network, Node
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
+from quantune.numerics.formats.base import Format
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights, is_degenerate
-from quantune.numerics.weight_ranges import fit_weight, importance
+from quantune.numerics.weight_ranges import importance
 from quantune.quantization import constants
 from quantune.quantization.bits import UNIFORM_8, BitWidths
 from quantune.quantization.config import QuantConfig
-from quantune.quantization.constants import Constants
+from quantune.quantization.constants import Constant, Constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,8 @@ class QuantizationPlan:
     activations: tensor name -> per-tensor parameters, for quantized tensors only. weights: layer name -> parameters,
     for integer layers only. notes: what the user should know, such as a tensor that was constant during calibration.
     shifts: whether layers requantize by shifts: every scale is a power of two.
-    constants: weights and biases in place of the network's own, for integer layers only; a weight lies on its grid.
+    constants: weights and biases in place of the network's own, for integer layers only; a weight lies on its grid. A
+    weight whose parameters have levels is always there, rounded: passes know ranges of integers alone.
     """
 
     activations: Mapping[str, QuantParams]
@@ -66,6 +68,7 @@ class QuantizationPlan:
             for name, params in sorted(part.items()):
                 digest.update(f"{name} {params.qmin} {params.qmax} {params.axis} {params.scale.shape} ".encode())
                 digest.update(params.scale.tobytes() + params.zero_point.tobytes())
+                digest.update(b"" if params.levels is None else b"levels " + params.levels.tobytes())
             digest.update(b";")
         if self.constants:
             digest.update(constants.digest(self.constants).encode())
@@ -138,11 +141,13 @@ def observed(network: Network) -> tuple[str, ...]:
 
 Ranges = MutableMapping[tuple[tuple[str, ...], ClipRule, Scheme, int], tuple[float, float]]
 Powers = Mapping[str, NDArray[np.float64]]
-KnownWeights = MutableMapping[tuple[str, str, Weights, int, str], QuantParams]
+KnownWeights = MutableMapping[tuple[str, str, Weights, Format, str], QuantParams]
 
 
 def bits_of(params: QuantParams) -> int:
     """How many bits the integers of a tensor need."""
+    if params.levels is not None:
+        return max((len(params.levels) - 1).bit_length(), 1)
     return (params.qmax - params.qmin).bit_length()
 
 
@@ -201,6 +206,7 @@ def make_plan(
         chosen[representative] = scheme.params(lo, hi, bits)
     activations = {name: chosen[representative] for name, representative in layout.groups.items()}
     weights: dict[str, QuantParams] = {}
+    on_grid: dict[str, Constant] = {}
     for node in network.layers:
         if node.name not in layers:
             continue
@@ -209,22 +215,23 @@ def make_plan(
         if key not in known_weights:
             known_weights[key] = _weight_params(node, config, power or {})
         scale = float(activations[node.inputs[0]].scale)
-        weights[node.name] = scheme.weights.fit_to_bias(known_weights[key], node.bias, scale)
-    return QuantizationPlan(activations, weights, tuple(notes), shifts=scheme.power2)
+        params = weights[node.name] = scheme.weights.fit_to_bias(known_weights[key], node.bias, scale)
+        if params.levels is not None:
+            on_grid[node.name] = constants.rounded(node, params)
+    return QuantizationPlan(activations, weights, tuple(notes), shifts=scheme.power2, constants=on_grid)
 
 
-def _weight_key(node: Node, config: QuantConfig) -> tuple[str, str, Weights, int, str]:
+def _weight_key(node: Node, config: QuantConfig) -> tuple[str, str, Weights, Format, str]:
     """What the scales of a layer's weight depend on, its bias apart."""
-    width = config.bits.of(node.name).weights
-    return node.name, config.granularity, SCHEMES[config.scheme].weights, width, config.weight_clip
+    form = config.bits.of(node.name).form
+    return node.name, config.granularity, SCHEMES[config.scheme].weights, form, config.weight_clip
 
 
 def _weight_params(node: Node, config: QuantConfig, power: Powers) -> QuantParams:
     assert node.weight is not None
     costs = importance(node, power[node.inputs[0]]) if config.weight_clip == "power" else None
-    width = config.bits.of(node.name).weights
-    how = SCHEMES[config.scheme].weights
-    return fit_weight(node.weight, config.granularity, how, width, config.weight_clip, costs)
+    form, how = config.bits.of(node.name).form, SCHEMES[config.scheme].weights
+    return form.params(node.weight, config.granularity, how, config.weight_clip, costs)
 
 
 def merged(statistics: Mapping[str, Histogram], names: Sequence[str]) -> Histogram:

@@ -76,4 +76,4 @@ class Refining:
 
 
 def _checked(plan: QuantizationPlan, found: Mapping[str, Constant]) -> QuantizationPlan:
-    return replace(plan, constants=found)
+    return replace(plan, constants=constants.merged(plan.constants, found))

@@ -7,11 +7,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quantune.errors import UsageError
+from quantune.numerics.formats import FORMATS
 from quantune.quantization import space
-from quantune.quantization.bits import ACTIVATION_BITS, F32, UNIFORM_8, WEIGHT_BITS, BitWidths, LayerBits
+from quantune.quantization.bits import ACTIVATION_BITS, F32, UNIFORM_8, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 
-integers = st.builds(LayerBits, st.sampled_from(WEIGHT_BITS), st.sampled_from(ACTIVATION_BITS))
+integers = st.builds(
+    lambda name, activations: LayerBits(FORMATS[name].bits, activations, name),
+    st.sampled_from(sorted(FORMATS)), st.sampled_from(ACTIVATION_BITS),
+)  # fmt: skip
 choices = integers | st.just(F32)
 names = st.text(min_size=1, max_size=12)
 widths = st.builds(
@@ -88,21 +92,39 @@ def test_a_layer_may_stay_float_or_be_the_only_one_that_does_not() -> None:
             wrong(8, 32)
 
 
+def test_formats_are_named_beside_widths() -> None:
+    bits = BitWidths.parse("w4/w2h:a+b/e2m1a4:c/w4k:d/w1:e")
+    assert bits.of("a") == bits.of("b") == LayerBits(2, 8, "w2h")
+    assert bits.of("c") == LayerBits(4, 4, "e2m1")
+    assert bits.of("e").weights == 1
+    assert str(bits) == "w4a8/w1a8:e/w2ha8:a+b/e2m1a4:c/w4ka8:d"
+    assert LayerBits(4, 8, "w4") == LayerBits(4)
+    assert len({LayerBits(4), LayerBits(4, 8, "w4h"), LayerBits(4, 8, "w4k")}) == 3
+
+
+@pytest.mark.parametrize("wrong", [(3, 8, "w2h"), (1, 8, "w1x"), (1, 8), (9, 8), (4, 5, "w4h"), ("4", 8)])
+def test_a_choice_that_does_not_exist_is_refused(wrong: tuple) -> None:
+    with pytest.raises(UsageError):
+        LayerBits(*wrong)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "bits '': expected for example w4 or w4a8"),
         ("4", "bits '4': expected for example w4 or w4a8"),
-        ("w9", "9 bits for weights: expected one of 2, 3, 4, 5, 6, 7, 8"),
-        ("w1", "1 bits for weights"),
+        ("w9", "bits 'w9': expected for example w4 or w4a8, a format of weights, such as w2h"),
+        ("w4a", "bits 'w4a': expected for example"),
+        ("w4/w2H:a", r"bits 'w2H': .* \(did you mean w2"),
+        ("e2m2a8", r"bits 'e2m2a8': .* \(did you mean e3m2"),
         ("w4a5", "5 bits for activations: expected one of 4, 8"),
         ("w4/w8", "bits 'w8': expected a choice and its layers"),
         ("w4/w8:", "a layer has no name"),
         ("w4/w8:a/w3:a", "layer 'a' is given twice"),
         ("f32", "bits=f32: no layer is quantized; that is precision=f32"),
         ("f32/f32:a", "bits=f32: no layer is quantized"),
-        ("w8/f32a8:a", "bits 'f32a8': expected for example w4 or w4a8, or f32"),
-        ("w8/f16:a", "bits 'f16': expected for example w4 or w4a8, or f32"),
+        ("w8/f32a8:a", "bits 'f32a8': expected .*or f32"),
+        ("w8/f16:a", "bits 'f16': expected .*or f32"),
         ("w8/f32:a/w8:a", "layer 'a' is given twice"),
     ],
 )
