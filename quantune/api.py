@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from quantune.search.sampler import STARTUPS_WITH_PRIOR
 from quantune.search.scores import Objective
 from quantune.search.strategies import check as check_strategy
 from quantune.search.tuner import tune
-from quantune.tuning.bit_widths import BitsWanted
+from quantune.tuning.bits_wanted import BitsWanted
 from quantune.tuning.builder import Builder
 from quantune.tuning.evaluator import Evaluator
 from quantune.tuning.guidance import guide
@@ -35,6 +35,7 @@ from quantune.tuning.measuring import device_target, measuring
 from quantune.tuning.notices import Notices
 from quantune.tuning.outcome import Result, finish
 from quantune.tuning.request import ModelOptions, Origin
+from quantune.tuning.smallest import first_configurations
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def compile(
     max_trials: int | None = None,
     time_budget_s: float | None = None,
     out: Path | str = "quantune-out",
-    space: str = DEFAULT_SPACE,
+    space: str | None = None,
     sampler: str = "xgboost",
     seed: int = 0,
     threads: int = 1,
@@ -79,7 +80,10 @@ def compile(
     transfer: bool = True,
     weight_bits: int | None = None,
     size_budget: str | int | None = None,
-    scorer: str | None = None,
+    smallest_within: float | None = None,
+    score: str | None = None,
+    propose: str | None = None,
+    walk: str | None = None,
     early_stop: bool = True,
     memory_limit: str | int | None = None,
     device: str | None = None,
@@ -92,25 +96,30 @@ def compile(
 
     model: a reference (torchvision:NAME, PKG.MOD:FACTORY, FILE.pt2, FILE.mlir), a torch module or an exported program.
     calib, eval: references (builtin:shapes, imagefolder:DIR, npz:FILE) or sources; they may not share an image.
-    space: paper, or wide, which has all clip rules, weight ranges and bias correction too (docs/search.md).
+    space: paper, or wide, which has all clip rules, weight ranges and bias correction too (docs/search.md); by default
+    paper, and wide with smallest_within.
     transfer: whether studies of other models guide the search for accuracy.
     max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
     measured. storage: a database whose trials workers share (docs/workers.md). retry_failed: measure again what failed.
-    weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), by which a
-    scorer (sqnr, output-error, orthogonality) gives each layer its own. early_stop: let trials end that fall behind the
-    best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of each
-    compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a device
-    server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
+    weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), or
+    smallest_within: the loss of top-1 that the smallest artifact may have (in place of objective and max_drop): score,
+    propose and walk say how layers get bits of their own then (docs/bits.md). early_stop: let trials end that fall
+    behind the best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of
+    each compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a
+    device server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
     (quantune.tuning.measuring). The same call continues an interrupted search. Raises QuantuneError with one line
     for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
+    wanted = BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk)
+    objective, max_drop = ("size", smallest_within) if wanted.smallest_within is not None else (objective, max_drop)
     goal = Objective(objective, max_drop)
     Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
     check_strategy(sampler, seed)
+    if space is None:
+        space = "wide" if smallest_within is not None else DEFAULT_SPACE
     points, precisions = configs(space), parameters(space)["precision"]
-    wanted = BitsWanted(weight_bits, size_budget, scorer)
     memory.check(memory_limit)
     if not isinstance(threads, int) or threads < 1:
         raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
@@ -140,13 +149,13 @@ def compile(
         peaks.begin("calibration")
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
         proxies = Proxies(imported.network, builder.plans.scales, builder.calibration.statistics)
-        if size_budget is not None:
+        if wanted.is_allocated:
             progress.on_stage("scoring the layers")
-        base = QuantConfig() if size_budget is None else proxies.best(points)
-        bits = wanted.candidates(builder, base)
-        # Layers that stay f32 would break a budget.
-        precisions = ("int8",) if size_budget is not None else precisions
-        first = [replace(base, bits=each) for each in bits]
+            precisions = ("int8",)  # layers that stay f32 would break a size
+        found = first_configurations(wanted, evaluator, proxies, points, progress.on_stage)
+        bits, first = list(dict.fromkeys(config.bits for config in found.first)), list(found.first)
+        if smallest_within is not None:
+            max_trials = max(max_trials or 0, len(first))
         builder.prepare(first[:1])
         progress.on_stage(f"predicting {len(points)} configurations")
         builder.prepare(proxies.upcoming(first, precisions, max_trials, STARTUPS_WITH_PRIOR, builder.identity, points))
@@ -180,7 +189,7 @@ def compile(
         )
         if tuning.interrupted:
             builder.close(stop=True)
-        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage)
+        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=found.notes)
 
 
 def quantize(

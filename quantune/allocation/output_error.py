@@ -8,6 +8,10 @@ quantization", 2026, equations (15) and (16), for a block g of layers and an ima
 
 One pass over the images scores every width. Here every layer is its own block. The paper leaves activations in f32;
 where there is more than one width to choose for them, |W (S - Q_a(S))|_2 is added to P (this package's addition).
+
+The errors of all layers are compared as they are, so that a function-preserving scaling of channels from one layer to
+the next changes the score. The relative form divides each by |W_l S_(l-1)(x)|_2, the layer's own output without bias
+(this package's addition too).
 """
 
 from __future__ import annotations
@@ -31,9 +35,10 @@ DELTA = 0.05
 
 @dataclass(frozen=True)
 class OutputError:
-    """The output-error score. images: the paper takes 256; the score settles with far fewer."""
+    """The output-error score. images: the paper takes 256; the score settles with far fewer. relative: see above."""
 
     images: int = 16
+    relative: bool = False
 
     def __call__(self, subject: Subject) -> Scores:
         """Score every choice of every layer in one pass over the images."""
@@ -46,12 +51,22 @@ class OutputError:
         for tensors in subject.observe([*dict.fromkeys(node.inputs[0] for node in layers)], self.images):
             for node in layers:
                 x = tensors[node.inputs[0]]
-                of_weights = dict(zip(widths, norms(node, x, errors[node.name]), strict=True))
-                of_inputs = {bits: _input_error(node, x, params[node.inputs[0]]) for bits, params in quantized.items()}
+                unit = self._unit(node, x)
+                of_weights = {b: e / unit for b, e in zip(widths, norms(node, x, errors[node.name]), strict=True)}
+                of_inputs = {
+                    bits: _input_error(node, x, params[node.inputs[0]]) / unit for bits, params in quantized.items()
+                }
                 seen[node.name].append(
                     {c: of_weights[c.weights] + of_inputs.get(c.activations, 0.0) for c in subject.choices}
                 )
         return {name: {c: bound([row[c] for row in rows]) for c in subject.choices} for name, rows in seen.items()}
+
+    def _unit(self, node: Node, x: NDArray[np.float32]) -> float:
+        """What errors on an image are measured in."""
+        if not self.relative:
+            return 1.0
+        assert node.weight is not None
+        return max(norms(node, x, node.weight[None])[0], float(np.finfo(np.float32).tiny))
 
 
 def bound(values: Sequence[float]) -> float:

@@ -1,9 +1,10 @@
-"""What one layer's bits do to the network's output: AIMET's automatic mixed precision, first phase.
+"""What one layer's bits do to the quantized network's output.
 
-N. Pandey, M. Nagel, M. van Baalen, Y. Huang, C. Patel, T. Blankevoort, "A practical mixed precision algorithm for
-post-training quantization", 2023 (arXiv 2302.05397), and AIMET's aimet_common/amp. The baseline gives every layer the
-widest choice; for each (layer, choice) only that layer is changed, and with y the f32 network's output and y' the
-quantized one's,
+The idea is the first phase of AIMET's automatic mixed precision, which scores a layer with all others in f32
+(quantune.allocation.amp): here they have the widest choice, as they will in the artifact. N. Pandey, M. Nagel,
+M. van Baalen, Y. Huang, C. Patel, T. Blankevoort, "A practical mixed precision algorithm for post-training
+quantization", 2023 (arXiv 2302.05397). The baseline gives every layer the widest choice; for each (layer, choice) only
+that layer is changed, and with y the f32 network's output and y' the quantized one's,
 
     SQNR = 10 log10(sum y**2 / sum (y - y')**2)       on 128 unlabelled images
 

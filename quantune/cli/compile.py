@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
 _SEARCH_ONLY = (
-    "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget", "scorer",
+    "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget",
+    "smallest_within", "score", "propose", "walk", "space",
     "no_transfer", "no_early_stop",
 )  # fmt: skip
 _SEARCH_DEFAULTS = {
     "objective": "accuracy", "max_drop": 0.01, "sampler": "xgboost", "seed": 0, "threads": 1,
-    "space": "paper",
 }  # fmt: skip
 """What a search takes where an option is not given; without a search such an option is refused like the others."""
 
@@ -142,8 +142,14 @@ def parser() -> OneLineParser:
         "--size-budget", metavar="SIZE", help="of all weights, such as 1.2MB or 0.5x of eight bits: bits layer by layer"
     )
     bits.add_argument(
-        "--scorer", metavar="S", help="what a budget is allocated by: sqnr (default), output-error or orthogonality"
+        "--smallest-within",
+        type=number,
+        metavar="X",
+        help="the smallest artifact that loses at most so much top-1, as a fraction: no size to guess",
     )
+    bits.add_argument("--score", metavar="NAME", help="how a layer's bits are judged (default sqnr; docs/bits.md)")
+    bits.add_argument("--propose", metavar="NAME", help="optimal (default), greedy, list, uniform or random")
+    bits.add_argument("--walk", metavar="NAME", help="to the smallest: bisection (default), interpolation, brute-force")
     one = top.add_argument_group("without a search")
     one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
     one.add_argument(
@@ -194,6 +200,9 @@ def _check(arguments: argparse.Namespace) -> None:
         for name in ("calib", "eval"):
             if getattr(arguments, name) is None:
                 raise UsageError(f"--{name} is missing: a search needs --calib and --eval (or give --config LINE)")
+        for name in ("objective", "max_drop") if arguments.smallest_within is not None else ():
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} is said by --smallest-within already; give one of them")
         if arguments.print_ir_after_all or arguments.dump_ir_dir:
             raise UsageError(
                 "--print-ir-after-all and --dump-ir-dir need --config or --emit: a search runs the passes many times"
@@ -239,7 +248,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             retry_failed=bool(arguments.retry_failed), early_stop=not arguments.no_early_stop,
             transfer=not arguments.no_transfer, device=arguments.device, evaluate_on=arguments.evaluate_on,
             weight_bits=arguments.weight_bits,
-            size_budget=arguments.size_budget, scorer=arguments.scorer, progress=display.progress,
+            size_budget=arguments.size_budget, smallest_within=arguments.smallest_within, score=arguments.score,
+            propose=arguments.propose, walk=arguments.walk, progress=display.progress,
         )  # fmt: skip
     console.show(result, Path(folder))
     if result.tuning.interrupted:

@@ -10,16 +10,27 @@ from functools import cached_property
 
 import numpy as np
 
-from mlir_passes.network import Network
-from quantune.allocation.base import Scorer, Scores, Tensors
-from quantune.allocation.budgets import parse_size, scorer
-from quantune.allocation.solve import Allocation, Budget, Costs, allocate, weight_bytes
+from mlir_passes.network import Network, Node
+from quantune.allocation.base import (
+    Allocation,
+    Budget,
+    Column,
+    Costs,
+    Interactions,
+    Problem,
+    Proposer,
+    Scorer,
+    Scores,
+    Tensors,
+)
+from quantune.allocation.solve import optimal, weight_bytes
 from quantune.data.splits import batches
 from quantune.errors import UsageError
-from quantune.numerics.affine import QuantParams
-from quantune.quantization.bits import WEIGHT_BITS, BitWidths, LayerBits
+from quantune.numerics.affine import QuantParams, dequantize
+from quantune.quantization.bits import F32, WEIGHT_BITS, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
+from quantune.refine import twin
 from quantune.runtime.program import Program
 from quantune.tuning.builder import Builder
 from quantune.tuning.calibrating import full_batch
@@ -27,8 +38,6 @@ from quantune.tuning.compiling import Built
 
 CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)
 """What a layer may have where only its weights' size matters: activations of eight bits."""
-
-DEFAULT_SCORER = "sqnr"
 
 
 class Allocator:
@@ -43,7 +52,7 @@ class Allocator:
     ) -> None:
         self.builder, self.choices = builder, tuple(choices)
         self.config = replace(config or QuantConfig(), bias="none")
-        self._scores: dict[Scorer, Scores] = {}
+        self._scores: dict[Scorer, Scores | Interactions] = {}
 
     @property
     def network(self) -> Network:
@@ -66,19 +75,23 @@ class Allocator:
         sizes = weight_bytes(self.network, set(chosen.values()))
         return int(sum(sizes[name][choice] for name, choice in chosen.items()))
 
-    def scores(self, by: Scorer) -> Scores:
+    def scores(self, by: Scorer) -> Scores | Interactions:
         """The score of every choice of every layer, smaller is better."""
         if by not in self._scores:
             self._scores[by] = by(self)
         return self._scores[by]
 
-    def allocate(self, by: Scorer, budgets: Sequence[Budget]) -> Allocation:
-        """The best allocation within budgets; UsageError with the least possible when one cannot be kept."""
+    def problem(self, by: Scorer, budgets: Sequence[Budget]) -> Problem:
+        """What a proposer is to solve."""
         readers: dict[str, list[str]] = {}
         layout = lay_out(self.network, integer_layers(self.network, "int8"))
         for node in self.network.layers:
             readers.setdefault(layout.groups[node.inputs[0]], []).append(node.name)
-        return allocate(self.scores(by), budgets, readers.values())
+        return Problem(self.scores(by), budgets, tuple(map(tuple, readers.values())))
+
+    def allocate(self, by: Scorer, budgets: Sequence[Budget], propose: Proposer = optimal) -> Allocation:
+        """An allocation within budgets; UsageError with the least possible when one cannot be kept."""
+        return propose(self.problem(by, budgets))
 
     def within(self, size: int) -> list[BitWidths]:
         """The widest uniform bit width whose weights fit into a size, if any does."""
@@ -114,6 +127,25 @@ class Allocator:
             yield run((self.builder.build(QuantConfig(precision="f32")), None))
             yield from pool.map(run, (numbers.of(bits) for bits in widths))
 
+    def alone(self, columns: Sequence[Column], images: int) -> Iterator[np.ndarray]:
+        """The first result on the first calibration images of f32, and of it with one layer quantized by a choice.
+
+        Simulated (quantune.refine.twin). Raises UsageError for a network that cannot be.
+        """
+        yield self._simulated(QuantizationPlan({}, {}), images)
+        for layer, choice in columns:
+            plan = self.builder.plans.scales(replace(self.config, bits=BitWidths(F32, ((layer, choice),))))
+            assert plan is not None
+            yield self._simulated(plan, images)
+
+    def _simulated(self, plan: QuantizationPlan, images: int) -> np.ndarray:
+        wanted, count = self.network.outputs[0], len(self.builder.calibration.first(images))
+        for name, value in twin.run(self.builder.calibration, plan, count, _own_bias):
+            if name == wanted:
+                params = plan.activations.get(name)
+                return value if params is None else dequantize(value, params)  # type: ignore[arg-type,return-value]
+        raise UsageError("one layer alone: an operation of the network cannot be simulated; score by sqnr instead")
+
     def _plan(self, choice: LayerBits) -> QuantizationPlan:
         plan = self.builder.plans.scales(replace(self.config, bits=BitWidths(choice)))
         assert plan is not None
@@ -148,44 +180,9 @@ class _Numbers:
         return self._uniform[choice]
 
 
-@dataclass(frozen=True)
-class BitsWanted:
-    """What a user asks of the bit widths; refused at once where it makes no sense.
-
-    weight_bits: the same for all layers. size_budget: of the packed weights, such as 1.2MB, or 0.5x of eight bits;
-    bytes as a number. scorer: which one allocates under a budget, by name; the default is SQNR's.
-    """
-
-    weight_bits: int | None = None
-    size_budget: str | int | None = None
-    scorer: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.weight_bits is not None and self.size_budget is not None:
-            raise UsageError("weight bits and a size budget exclude each other; give one of them")
-        if self.scorer is not None and self.size_budget is None:
-            raise UsageError(f"scorer '{self.scorer}' has nothing to allocate; give a size budget too")
-        if self.weight_bits is not None:
-            LayerBits(self.weight_bits)
-        if self.size_budget is not None:
-            parse_size(self.size_budget, 1)
-            scorer(self.scorer or DEFAULT_SCORER)
-
-    def candidates(self, builder: Builder, config: QuantConfig) -> list[BitWidths]:
-        """The bit widths that a search is to try, best first.
-
-        Under a budget: the allocation, and the widest uniform width that fits, to compare it with. config: the other
-        settings under which layers are scored.
-        """
-        if self.weight_bits is not None:
-            return [BitWidths(LayerBits(self.weight_bits))]
-        if self.size_budget is None:
-            return [BitWidths()]
-        allocator = Allocator(builder, config=config)
-        limit = parse_size(self.size_budget, allocator.eight_bits)
-        by = scorer(self.scorer or DEFAULT_SCORER)
-        allocated = allocator.allocate(by, [Budget(allocator.sizes, limit)])
-        return list(dict.fromkeys([allocated.bits, *allocator.within(limit)]))
+def _own_bias(node: Node, mean: np.ndarray, step: np.ndarray) -> np.ndarray:
+    assert node.bias is not None
+    return node.bias
 
 
 def _run(

@@ -124,10 +124,11 @@ def write_reports(
     warnings: Sequence[str] = (),
     *,
     rejected: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write report.json and report.html; returns the record with its verdict.
 
-    rejected: why the file of the best trial is not handed out.
+    rejected: why the file of the best trial is not handed out. notes: what else is to be told of the search.
     """
     plan = None if trial is None else builder.plan(trial.config)
     layers = [] if artifact is None else layer_table(builder.model.network, artifact, plan)
@@ -135,7 +136,8 @@ def write_reports(
     report = build_report(
         tuning, model=builder.model.name, target=str(builder.target), default=QuantConfig(), layers=layers,
         environment=environment(builder, evaluator), rebuild=[command] if command else [],
-        notes=[*_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)], warnings=warnings, rejected=rejected,
+        notes=[*notes, *_notes(builder, evaluator, plan), *_stopped(tuning, evaluator)], warnings=warnings,
+        rejected=rejected,
     )  # fmt: skip
     write_report(report, folder)
     return {**report.model_dump(mode="json"), "verdict": verdict(report)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,17 @@ def finish(
     folder: Path,
     notices: Notices,
     on_stage: Callable[[str], None] = lambda text: None,
+    *,
+    notes: Sequence[str] = (),
 ) -> Result:
-    """Write the artifact of the chosen trial, its recipe and the reports into ``folder``.
+    """Write the artifact of the chosen trial, its recipe and the reports into ``folder``; notes: for the reports.
 
     Raises RunFailed when the file does not answer as its trial did: then it is kept as rejected.vmfb, nothing is called
     the best, and report and study are kept.
     """
     trial = chosen(tuning)
     if trial is None:
-        report = write_reports(folder, tuning, builder, evaluator, None, None, notices.texts)
+        report = write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, notes=notes)
         return Result(None, None, tuning.feasible, tuning, report, notices.texts)
     on_stage("writing and verifying the artifact")
     artifact, path = None, None
@@ -87,10 +89,10 @@ def finish(
         tuning = replace(tuning, interrupted=True)
     except _Rejected as reason:
         line = f"{reason}; the file is kept as {folder / REJECTED}, the measurements in the study"
-        write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line)
+        write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line, notes=notes)
         raise RunFailed(line) from reason
     with interrupts.held():
-        report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts)
+        report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts, notes=notes)
     return Result(artifact, path, tuning.feasible, tuning, report, notices.texts)
 
 

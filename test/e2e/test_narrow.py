@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from quantune.numerics import affine
 from quantune.quantization.bits import BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import load as load_artifact
+from quantune.runtime.engines import LocalRunner
 
 SHAPE = (1, 3, 12, 12)
 
@@ -167,12 +169,12 @@ def test_an_artifact_shows_its_bits_and_is_smaller_by_them(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "scorer", ["sqnr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("output-error", "orthogonality"))]
+    "score", ["sqnr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("output-error", "gram", "clado"))]
 )
-def test_a_budget_s_allocation_is_measured_beside_the_uniform_width_that_fits(scorer: str, tmp_path: Path) -> None:
+def test_a_budget_s_allocation_is_measured_beside_the_uniform_width_that_fits(score: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     result = api.compile(
-        Mixed().eval(), calib=Labelled(8, 0), eval=Labelled(6, 1), size_budget="0.6x", scorer=scorer, max_trials=2,
+        Mixed().eval(), calib=Labelled(8, 0), eval=Labelled(6, 1), size_budget="0.6x", score=score, max_trials=2,
         max_drop=None, out=tmp_path, options=api.ModelOptions(shape=SHAPE[1:]),
     )  # fmt: skip
     tried = [trial.config.bits for trial in result.tuning.trials]
@@ -185,3 +187,59 @@ def test_a_budget_s_allocation_is_measured_beside_the_uniform_width_that_fits(sc
     for name, row in rows.items():
         assert row["weight_bits"] == result.best.config.bits.of(name).weights
     assert any("stored packed in" in note for note in result.report["notes"])
+
+
+class Answered(Labelled):
+    """Noise around colours of their own, whose labels are what a network answers."""
+
+    def __init__(self, net: nn.Module, count: int, seed: int) -> None:
+        super().__init__(count, seed)
+        self._net = net
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image, _ = super().__getitem__(index)
+        image = image + np.random.default_rng(index).normal(0, 4, (3, 1, 1)).astype(np.float32)
+        with torch.no_grad():
+            return image, int(self._net(torch.from_numpy(image[None])).argmax())
+
+
+def test_the_smallest_within_a_bound_is_walked_to_measured_and_walked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of the walk it does not measure again what it had, and ends with the same artifact."""
+    net, runs = Mixed().eval(), []
+    run = LocalRunner.run
+
+    def counted(self: LocalRunner, *arguments: Any) -> Any:
+        if len(runs) == limit:
+            raise KeyboardInterrupt
+        runs.append(arguments)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(LocalRunner, "run", counted)
+
+    def search(out: Path, cache: str) -> api.Result:
+        return api.compile(
+            net, calib=Answered(net, 8, 0), eval=Answered(net, 40, 1), smallest_within=0.2, out=out, transfer=False,
+            options=api.ModelOptions(shape=SHAPE[1:]), cache=ArtifactCache(tmp_path / cache), propose="greedy",
+            score="parameters",
+        )  # fmt: skip
+
+    limit = 4
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "stopped", "one")
+    limit = -1
+    result = search(tmp_path / "stopped", "one")
+    count = len(runs)
+    whole = search(tmp_path / "whole", "two")
+    assert len(runs) - count == count  # as many in one go
+    for each in (result, whole):
+        assert each.feasible
+        assert each.best is not None
+        assert each.best.score is not None
+        assert each.best.score.accuracy >= 0.8
+        assert each.best.config == result.best.config  # type: ignore[union-attr]
+        kept = [t.score.size_bytes for t in each.tuning.trials if t.score is not None and t.score.accuracy >= 0.8]
+        assert each.best.score.size_bytes == min(kept)
+        assert any("allocations, from wide to narrow" in note for note in each.report["notes"])
+    assert 0 < result.best.config.bits.default.weights < 8  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ import pt2_files
 from refusals import refusal
 from test_sources_fuzz import readings
 
-from quantune.allocation.budgets import parse_size
+from quantune.allocation.table import parse_size
 from quantune.artifact.provenance import Measured, Provenance, attach, split
 from quantune.artifact.records import LayerExecution, Processor
 from quantune.cli import benchmark, compile, device, opt, verify

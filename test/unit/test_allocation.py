@@ -13,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlir_passes.network import Network, Node
-from quantune.allocation.budgets import parse_size, scorer
-from quantune.allocation.orthogonality import Orthogonality, importance, orthogonality
+from quantune.allocation.amp import Alone, sqnr
+from quantune.allocation.base import Allocation, Budget, Column, Problem, Scores
+from quantune.allocation.orthogonality import Orthogonality, importance, orthogonality, outputs
 from quantune.allocation.output_error import OutputError, bound, norms
-from quantune.allocation.solve import Allocation, Budget, allocate, weight_bytes
+from quantune.allocation.solve import optimal, weight_bytes
 from quantune.allocation.sqnr import Sqnr
+from quantune.allocation.table import PROPOSERS, SCORERS, parse_size, proposer, scorer
 from quantune.errors import UsageError
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.schemes import SCHEMES, Weights
 from quantune.numerics.simulate import simulate
-from quantune.quantization.bits import BitWidths, LayerBits
+from quantune.quantization.bits import F32, BitWidths, LayerBits
 
 W2, W4, W8 = LayerBits(2), LayerBits(4), LayerBits(8)
 RNG = np.random.default_rng(0)
@@ -76,9 +78,16 @@ class Fake:
         for bits in widths:
             yield self._run(bits, images)
 
+    def alone(self, columns: Sequence[Column], images: int) -> Iterator[np.ndarray]:
+        yield self._run(None, images)
+        for column in columns:
+            yield self._run(BitWidths(F32, (column,)), images)
+
     def _run(self, bits: BitWidths | None, images: int) -> np.ndarray:
         nodes = tuple(
-            node if bits is None or node.weight is None else _rounded(node, self.weights(bits.of(node.name).weights))
+            node
+            if bits is None or node.weight is None or bits.of(node.name) == F32
+            else _rounded(node, self.weights(bits.of(node.name).weights))
             for node in NETWORK.nodes
         )
         network = Network(nodes, ("d",))
@@ -93,6 +102,10 @@ def _rounded(node: Node, params: Mapping[str, QuantParams]) -> Node:
         node.name, node.layer, node.kind, node.inputs, node.shape, weight, node.bias, node.groups, node.kernel,
         pads=node.pads,
     )  # fmt: skip
+
+
+def allocate(scores: Scores, budgets: Sequence[Budget], agree: Sequence[Sequence[str]] = ()) -> Allocation:
+    return optimal(Problem(scores, budgets, agree))
 
 
 # Scores
@@ -161,6 +174,37 @@ def test_ompq_keeps_the_first_and_the_last_layer_at_eight_bits() -> None:
         Orthogonality(images=1)(Fake(images=np.zeros((1, 3, 6, 6), np.float32)))
 
 
+def test_ompq_has_two_forms() -> None:
+    subject = Fake(choices=(W2, W4, LayerBits(6), W8))
+    ptq, qat = Orthogonality(images=4, form="ptq")(subject), Orthogonality(images=4, form="qat")(subject)
+    assert {name: set(row) for name, row in ptq.items()} == {name: {W2, W4} for name in "abcd"}
+    assert [set(qat[name]) for name in "abcd"] == [{W8}, {W4, LayerBits(6), W8}, {W4, LayerBits(6), W8}, {W8}]
+    with pytest.raises(ValueError, match="form is 'both'; expected one of ptq, qat"):
+        Orthogonality(form="both")
+    with pytest.raises(UsageError, match="ptq form takes 2 to 4 bits, and none of them may be chosen"):
+        Orthogonality(images=4, form="ptq")(Fake(choices=(W8,)))
+
+
+def test_ompq_compares_what_a_block_gives() -> None:
+    """Behind the clamp; the block's last layer has the sum, the one on the way around its own."""
+
+    def node(name: str, kind: str, *inputs: str, **fields: object) -> Node:
+        return Node(name, name, kind, inputs, (1, 4, 2, 2), **fields)  # type: ignore[arg-type]
+
+    network = Network(
+        (
+            node("x", "input"), node("stem", "conv", "x"), node("r", "clamp", "stem", lo=0.0),
+            node("c1", "conv", "r"), node("r1", "clamp", "c1", lo=0.0), node("c2", "conv", "r1"),
+            node("way", "conv", "r"), node("sum", "add", "c2", "way"), node("r2", "clamp", "sum", lo=0.0),
+            node("c3", "conv", "r2"), node("sum2", "add", "c3", "r2"), node("head", "conv", "sum2"),
+        ),
+        ("head",),
+    )  # fmt: skip
+    assert outputs(network) == {
+        "stem": "r", "c1": "r1", "c2": "r2", "way": "way", "c3": "sum2", "head": "head"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("against", ["f32", "baseline"])
 def test_sqnr_is_of_the_network_s_output_with_one_layer_changed(against: str) -> None:
     fake = Fake()
@@ -171,6 +215,39 @@ def test_sqnr_is_of_the_network_s_output_with_one_layer_changed(against: str) ->
     assert scores["c"][W2] == pytest.approx(float(expected / np.square(exact).sum()), rel=1e-4)
     assert scores["c"][W8] == 0
     assert scores["c"][W2] > scores["c"][W4]
+
+
+def test_alone_is_the_inverse_of_aimet_s_ratio_with_everything_else_in_f32() -> None:
+    fake = Fake()
+    scores = Alone(images=4)(fake)
+    exact, flipped = fake.alone([("c", W2)], 4)
+    noise = float(np.square(exact - flipped, dtype=np.float64).mean())
+    expected = (noise + 1e-4) / float(np.square(exact, dtype=np.float64).mean())
+    assert scores["c"][W2] == pytest.approx(expected, rel=1e-5)
+    assert scores["c"][W2] > scores["c"][W4] > scores["c"][W8] > 0
+
+
+def test_the_ratio_is_averaged_over_batches_of_sixteen() -> None:
+    exact = np.ones((20, 2), np.float32)
+    output = exact.copy()
+    output[:16] += 0.1
+    small, large = 1 / (np.square(np.float32(0.1), dtype=np.float64) + 1e-4), 1e4
+    assert sqnr(exact, output) == pytest.approx((16 * small + 4 * large) / 20, rel=1e-4)
+
+
+def test_relative_errors_do_not_see_how_channels_are_scaled() -> None:
+    """The plain form does: the same function, other scores."""
+
+    def scored(factor: float, *, relative: bool) -> float:
+        class Scaled(Fake):
+            def observe(self, tensors: Sequence[str], images: int) -> Iterator[dict[str, np.ndarray]]:
+                for found in super().observe(tensors, images):
+                    yield {name: factor * tensor for name, tensor in found.items()}
+
+        return OutputError(images=2, relative=relative)(Scaled())["c"][W2]
+
+    assert scored(8.0, relative=True) == pytest.approx(scored(1.0, relative=True), rel=1e-4)
+    assert scored(8.0, relative=False) == pytest.approx(8 * scored(1.0, relative=False), rel=1e-4)
 
 
 def test_sqnr_knows_two_references() -> None:
@@ -263,5 +340,24 @@ def test_what_is_no_size_is_told(text: str) -> None:
 
 def test_scorers_have_names() -> None:
     assert isinstance(scorer("orthogonality"), Orthogonality)
-    with pytest.raises(UsageError, match=r"scorer 'snqr': expected one of .* \(did you mean sqnr\?\)"):
+    with pytest.raises(UsageError, match=r"score 'snqr': expected one of .* \(did you mean sqnr\?\)"):
         scorer("snqr")
+    with pytest.raises(UsageError, match=r"proposer 'optimum': expected one of .* \(did you mean optimal\?\)"):
+        proposer("optimum")
+
+
+@pytest.mark.parametrize("propose", PROPOSERS)
+@pytest.mark.parametrize("score", SCORERS)
+def test_every_proposer_takes_every_score(score: str, propose: str) -> None:
+    fake = Fake(choices=(W2, W4, LayerBits(6), W8))
+    sizes = weight_bytes(NETWORK, fake.choices)
+    least = {"orthogonality": sizes["a"][W8] + sizes["d"][W8], "ompq-qat": sizes["a"][W8] + sizes["d"][W8]}
+    found = scorer(score)(fake)
+    problem = Problem(found, [Budget(sizes, 500)])
+    assert set(problem.separable) == set("abcd")
+    assert least.get(score, 0) < 500
+    allocation = proposer(propose)(problem)
+    assert allocation.costs["size"] <= 500
+    assert allocation.costs["size"] == sum(sizes[name][allocation.bits.of(name)] for name in "abcd")
+    with pytest.raises(UsageError, match="size budget of 1 bytes: the smallest possible is"):
+        proposer(propose)(Problem(found, [Budget(sizes, 1)]))

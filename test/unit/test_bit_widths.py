@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from quantune.allocation.amp import Alone
+from quantune.allocation.base import Allocation, Budget, Problem
+from quantune.allocation.controls import Parameters
 from quantune.allocation.output_error import OutputError
-from quantune.allocation.solve import Budget
+from quantune.allocation.solve import optimal
 from quantune.compiler.targets import Target
 from quantune.data.sources import Items
 from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.frontend.importer import import_module
 from quantune.numerics.simulate import simulate
-from quantune.quantization.bits import BitWidths, LayerBits
+from quantune.quantization.bits import F32, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
-from quantune.tuning.bit_widths import CHOICES, Allocator, BitsWanted
+from quantune.tuning.bit_widths import CHOICES, Allocator
+from quantune.tuning.bits_wanted import STEPS, BitsWanted, BySize
 from quantune.tuning.builder import Builder
 
 SHAPE = (1, 3, 8, 8)
@@ -40,10 +46,17 @@ def allocator() -> Allocator:
         ({"weight_bits": 9}, "9 bits for weights: expected one of 2, 3, 4, 5, 6, 7, 8"),
         ({"weight_bits": 4.0}, "4.0 bits for weights"),
         ({"weight_bits": True}, "True bits for weights"),
-        ({"scorer": "sqnr"}, "scorer 'sqnr' has nothing to allocate; give a size budget too"),
+        ({"score": "sqnr"}, "score 'sqnr' has nothing to allocate; give a size budget or the smallest within"),
+        ({"propose": "list"}, "proposer 'list' has nothing to allocate"),
+        ({"weight_bits": 4, "score": "sqnr"}, "score 'sqnr' has nothing to allocate"),
+        ({"weight_bits": 4, "smallest_within": 0.01}, "weight bits and the smallest within a bound exclude each other"),
+        ({"size_budget": "1MB", "smallest_within": 0.01}, "a size budget and the smallest within a bound exclude"),
+        ({"size_budget": "1MB", "walk": "bisection"}, "walk 'bisection' belongs to the smallest within a bound"),
+        ({"smallest_within": 0.01, "walk": "bisect"}, "walk 'bisect': expected one of bisection"),
+        ({"smallest_within": 0.01, "propose": "milp"}, "proposer 'milp': expected one of optimal"),
         ({"size_budget": "big"}, "size budget 'big': expected a size such as"),
         ({"size_budget": 0}, "size budget '0': expected a size such as"),
-        ({"size_budget": "1MB", "scorer": "best"}, "scorer 'best': expected one of sqnr"),
+        ({"size_budget": "1MB", "score": "best"}, "score 'best': expected one of sqnr"),
     ],
 )
 def test_a_wrong_request_is_refused_at_once(asked: dict, message: str) -> None:
@@ -86,6 +99,51 @@ def test_numbers_of_a_mixed_network_are_put_together_from_uniform_ones(allocator
     np.testing.assert_array_equal(composed, np.concatenate([artifact(image) for image in IMAGES]))
     assert f32.shape == composed.shape == (6, 4)
     assert not np.array_equal(f32, composed)
+
+
+def test_one_layer_alone_is_what_its_own_artifact_computes(allocator: Allocator) -> None:
+    (first, middle, last) = (node.name for node in allocator.network.layers)
+    columns = [(first, LayerBits(3)), (middle, LayerBits(2)), (last, LayerBits(8))]
+    exact, *found = list(allocator.alone(columns, 6))
+    np.testing.assert_allclose(exact, next(allocator.logits([], 6)), rtol=1e-4, atol=1e-5)
+    for column, outputs in zip(columns, found, strict=True):
+        _, compiled = allocator.logits([BitWidths(F32, (column,))], 6)
+        np.testing.assert_allclose(outputs, compiled, rtol=1e-4, atol=1e-4)
+        assert np.abs(outputs - exact).max() > 1e-3
+    scores = Alone(images=6)(allocator)
+    assert scores[last][LayerBits(8)] < scores[last][LayerBits(2)]
+
+
+def test_allocations_of_falling_size_are_made_when_they_are_asked_for(allocator: Allocator) -> None:
+    asked: list[float] = []
+
+    def propose(problem: Problem) -> Allocation:
+        asked.append(problem.budgets[0].limit)
+        return optimal(problem)
+
+    way = BySize(propose, allocator.problem(Parameters(), [Budget(allocator.sizes, 0)]))
+    assert len(way) == STEPS + 1
+    assert way[0] == BitWidths()
+    assert way[STEPS] == BitWidths(LayerBits(2))
+    sizes = [allocator.weight_bytes(way[i]) for i in (0, 10, 32, 63, 64)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(asked) == 5  # none twice
+    with pytest.raises(IndexError):
+        way[STEPS + 1]
+
+
+@pytest.mark.parametrize("propose", ["list", "greedy"])
+def test_lists_go_from_wide_to_narrow_one_layer_at_a_time(allocator: Allocator, propose: str) -> None:
+    wanted = BitsWanted(smallest_within=0.01, score="parameters", propose=propose)
+    way = wanted.way(allocator.builder, QuantConfig())
+    names = [node.name for node in allocator.network.layers]
+    assert way[0] == BitWidths()
+    assert way[len(way) - 1] == BitWidths(LayerBits(2))
+    assert len(way) == 1 + len(names) * (len(CHOICES) - 1)
+    for before, after in itertools.pairwise(way):
+        changed = [name for name in names if before.of(name) != after.of(name)]
+        assert len(changed) == 1
+        assert after.of(changed[0]) < before.of(changed[0])
 
 
 def test_a_flip_of_an_activation_is_built(allocator: Allocator) -> None:

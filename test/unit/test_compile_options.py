@@ -9,7 +9,8 @@ from quantune.cli import compile
 SEARCH = (
     ("--objective", "size"), ("--max-drop", "0.01"), ("--sampler", "xgboost"), ("--seed", "0"), ("--threads", "1"),
     ("--no-transfer",), ("--no-early-stop",), ("--max-trials", "3"), ("--time-budget", "1m"), ("--retry-failed",),
-    ("--space", "paper"),
+    ("--space", "paper"), ("--smallest-within", "0.01"), ("--score", "gram"), ("--propose", "list"),
+    ("--walk", "bisection"),
 )  # fmt: skip
 
 
@@ -36,4 +37,47 @@ def test_an_unknown_space_is_one_line(name: str, line: str, capsys: pytest.Captu
     """Before the model is looked for."""
     given = ("builtin:no_model", "--calib", "builtin:digits", "--eval", "builtin:digits")
     assert compile.main([*given, "--space", name]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"quantune-compile: error: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--smallest-within", "2"),
+         "largest accuracy drop 2.0: expected a fraction between 0 and 1 (0.01 is one point)"),
+        (("--smallest-within", "-0.01"),
+         "largest accuracy drop -0.01: expected a fraction between 0 and 1 (0.01 is one point)"),
+        (("--smallest-within", "0.01", "--weight-bits", "4"),
+         "weight bits and the smallest within a bound exclude each other; give one of them"),
+        (("--smallest-within", "0.01", "--max-drop", "0.02"),
+         "--max-drop is said by --smallest-within already; give one of them"),
+        (("--smallest-within", "0.01", "--objective", "size"),
+         "--objective is said by --smallest-within already; give one of them"),
+        (("--score", "gram"),
+         "score 'gram' has nothing to allocate; give a size budget or the smallest within a bound too"),
+        (("--smallest-within", "0.01", "--score", "gramm"),
+         "score 'gramm': expected one of sqnr, gram, clado, alone, output-error, relative-error, orthogonality, "
+         "ompq-ptq, ompq-qat, parameters (did you mean gram?)"),
+        (("--size-budget", "1MB", "--score", ""),
+         "score '': expected one of sqnr, gram, clado, alone, output-error, relative-error, orthogonality, "
+         "ompq-ptq, ompq-qat, parameters"),
+        (("--propose", "list"),
+         "proposer 'list' has nothing to allocate; give a size budget or the smallest within a bound too"),
+        (("--size-budget", "1MB", "--propose", "lists"),
+         "proposer 'lists': expected one of optimal, greedy, list, uniform, random (did you mean list?)"),
+        (("--size-budget", "1MB", "--propose", ""),
+         "proposer '': expected one of optimal, greedy, list, uniform, random"),
+        (("--walk", "bisection"), "walk 'bisection' belongs to the smallest within a bound; give that too"),
+        (("--smallest-within", "0.01", "--walk", "binary"),
+         "walk 'binary': expected one of bisection, interpolation, brute-force"),
+        (("--smallest-within", "0.01", "--walk", ""),
+         "walk '': expected one of bisection, interpolation, brute-force"),
+    ],
+)  # fmt: skip
+def test_what_is_wanted_of_the_bits_is_refused_in_one_line(
+    options: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the model is looked for."""
+    given = ("builtin:no_model", "--calib", "builtin:digits", "--eval", "builtin:digits")
+    assert compile.main([*given, *options]) == 2
     assert capsys.readouterr().err.splitlines() == [f"quantune-compile: error: {line}"]

@@ -54,7 +54,8 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     written: list[dict[str, Any]] = []
 
     def write(folder: Path, tuning: object, builder: object, evaluator: object, trial: object, artifact: object,
-              warnings: tuple[str, ...], *, rejected: str | None = None) -> dict[str, Any]:  # fmt: skip
+              warnings: tuple[str, ...], *, rejected: str | None = None,
+              notes: tuple[str, ...] = ()) -> dict[str, Any]:  # fmt: skip
         written.append({"trial": trial, "warnings": warnings, "rejected": rejected})
         return {}
 
