@@ -42,8 +42,8 @@ test-all: lint ## every test, the slow ones too; hypothesis draws anew, SEED=…
 	@echo "hypothesis draws from seed $(SEED); the same again: make test-all SEED=$(SEED)"
 	$(BIN)/pytest -q --hypothesis-profile=random --hypothesis-seed=$(SEED)
 
-test-faults: setup ## break children, files and disks on purpose; prints what was tried and what held; long
-	$(BIN)/pytest -q test/faults
+test-faults: setup ## break children, files and disks on purpose; prints what was tried and held; FAULTS=full: hours
+	QUANTUNE_FAULTS=$(FAULTS) $(BIN)/pytest -q test/faults
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check

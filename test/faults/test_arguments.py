@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import sizes
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -145,7 +146,7 @@ _ENDS = ("-h", "--help", "--version", "--list-passes", "--markdown")
 def test_any_command_line(tool: str, obligation: Callable[[str], Obligation]) -> None:
     promise = obligation(PROMISE)
 
-    @settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=sizes.LINES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(words=_lines(tool))
     def check(words: list[str]) -> None:
         with _input():

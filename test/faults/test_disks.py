@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sizes
 import tiny
 from obligations import Obligation
 
@@ -194,7 +195,7 @@ def test_a_disk_that_fills_at_any_size(
     """Folders of every size: the search ends with one line where the disk is full, and goes on with more room."""
     tiny.make(tmp_path)
     promise = obligation("a search on a disk that is too small ends with one line, and goes on with more room")
-    for kilobytes in (16, 64, 100, 128, 140, 160, 180, 200, 240, 300):
+    for kilobytes in sizes.DISKS:
         place = disk(f"size={kilobytes}k")
         code = tiny.search(tmp_path, out=place)
         told = capsys.readouterr().err

@@ -15,6 +15,7 @@ from typing import Any
 import fuzz
 import numpy as np
 import pytest
+import sizes
 import torch
 from fuzz import hold, text, variants
 from obligations import Obligation
@@ -53,8 +54,8 @@ from quantune.runtime.worker import read_images
 from quantune.torchvision_compat import torchvision
 
 Get = Callable[[str], Obligation]
-FEW, MANY = 40, pytest.param(3000, marks=pytest.mark.slow)
-SLOW = [pytest.param(500, marks=pytest.mark.slow)]
+FEW, MANY = 40, pytest.param(sizes.CHEAP, marks=pytest.mark.slow)
+SLOW = [pytest.param(sizes.EXPENSIVE, marks=pytest.mark.slow)]
 
 
 @dataclass(frozen=True)

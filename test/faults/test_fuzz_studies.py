@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sizes
 from fuzz import hold, variants
 from obligations import Obligation
 from optuna.distributions import CategoricalDistribution
@@ -19,7 +20,7 @@ from quantune.search.scores import Score
 from quantune.search.tuner import tune
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [10, pytest.param(sizes.EXPENSIVE, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("quick_disk")
 def test_studies(count: int, obligation: Callable[[str], Obligation], tmp_path: Path) -> None:

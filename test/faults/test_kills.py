@@ -1,6 +1,6 @@
 """kill -9 at random moments of a real search, and the same command again: nothing finished is lost or repeated.
 
-QUANTUNE_KILLS says how many (200 by default), QUANTUNE_SEED from which seed the moments are drawn, QUANTUNE_JOBS how
+QUANTUNE_KILLS says how many (see sizes.py), QUANTUNE_SEED from which seed the moments are drawn, QUANTUNE_JOBS how
 many searches run at a time. Every other search begins with an empty cache, where there is more to interrupt.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import sizes
 from obligations import Obligation
 from searching import Child, Search, Uninterrupted, ended
 
@@ -137,7 +138,7 @@ def test_kill_9(obligation: Callable[[str], Obligation], whole: Uninterrupted, t
 def test_kill_9_at_random_moments(
     obligation: Callable[[str], Obligation], whole: Uninterrupted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seed, count = int(os.environ.get("QUANTUNE_SEED", "0")), int(os.environ.get("QUANTUNE_KILLS", "200"))
+    seed, count = int(os.environ.get("QUANTUNE_SEED", "0")), sizes.KILLS
 
     def tell(line: str) -> None:
         with capsys.disabled():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+import sizes
 import sqlalchemy.exc
 from obligations import Obligation
 from optuna.storages._cached_storage import _CachedStorage
@@ -25,7 +26,6 @@ from quantune.search.storage import make_study, open_storage, release
 pytestmark = [pytest.mark.slow]
 
 Promise = Callable[[str], Obligation]
-RUNS = 20
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def server() -> Iterator[Postgres]:
 def test_4_workers_with_random_kills(server: Postgres, tmp_path: Path, obligation: Promise) -> None:
     """Started together on a fresh database; three of them are killed at random moments and replaced."""
     promise = obligation("workers on PostgreSQL, random kills: no trial twice, budget exact, f32 once")
-    for run in range(RUNS):
+    for run in range(sizes.RUNS):
         rng = random.Random(run)
         # Every other run the workers cannot look up each other's processes, as on several machines.
         machine = "elsewhere" if run % 2 else ""
