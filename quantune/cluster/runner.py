@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import urllib.parse
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,19 @@ class ClusterRunner:
         self._on_note = on_note
         self._client: Any = _connect(uri)
         self._fit: dict[str, str] = {}  # address of a worker -> why it gets no work; empty where it does
+        self._machines: dict[str, str] = {}  # address of a worker -> its processor
         self._parts: dict[tuple[Path, int, int, int, int | None], Part] = {}
         try:
             self._workers()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def place(self) -> str:
+        """Where it is, and what its workers run on, in one line, for reports."""
+        fitting = Counter(self._machines[address] for address, reason in self._fit.items() if not reason)
+        return f"cluster {self.uri}: " + ", ".join(f"{count} on {name}" for name, count in sorted(fitting.items()))
 
     def start(self) -> None:
         """Nothing to do ahead: workers start their children with the first shard."""
@@ -163,6 +170,7 @@ class ClusterRunner:
                 if new:
                     told = self._client.run(shards.fitness, workers=new, on_error="return")
                     self._fit.update({address: self._unfit(told.get(address)) for address in new})
+                    self._machines.update({each: told[each]["name"] for each in new if not self._fit[each]})
             for address in new:
                 if self._fit[address]:
                     self._on_note(f"cluster {self.uri}: {address} gets no work: {self._fit[address]}")

@@ -65,6 +65,11 @@ class Device:
         where = "" if known.device == LOCAL else f" {known.device},"
         return f"{known.name},{where} {known.processors} processors, {known.digest}, IREE {known.iree}"
 
+    @property
+    def place(self) -> str:
+        """Where and what it is, in one line, for reports."""
+        return f"device {self.address}: {self.identity}"
+
     def target(self, wanted: Target) -> Target:
         """The target to compile for: what was asked for, where ``host`` means the device's processor."""
         if not wanted.is_host or self.known.digest == this_host().digest:

@@ -61,6 +61,8 @@ def describe(
         "latency_ms": trial.score.latency_ms,
         "latency_of_the_file_ms": latency,
         "threads": evaluator.threads,
+        "timed_on": evaluator.timed_on,
+        "counted_on": evaluator.counted_on,
         "rebuild": rebuild_command(builder, trial),
         "rebuild_exactly": _how_to_rebuild(builder),
     }
@@ -160,7 +162,7 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
     """Where and with what everything was measured."""
     return {
         "processor": processor_name(),
-        **({"timed on": evaluator.device} if evaluator.device else {}),
+        **{name: where for name, where in _elsewhere(evaluator).items() if where != processor_name()},
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(evaluator.threads),
         **{f"peak memory, {phase}": size for phase, size in builder.programs.peaks.rows().items()},
@@ -169,6 +171,10 @@ def environment(builder: Builder, evaluator: Evaluator) -> dict[str, str]:
         "evaluation": f"{evaluator.split.source.name}, {len(evaluator.split)} images",
         **versions(),
     }
+
+
+def _elsewhere(evaluator: Evaluator) -> dict[str, str]:
+    return {"timed on": evaluator.timed_on, "accuracy counted on": evaluator.counted_on}
 
 
 def _notes(builder: Builder, evaluator: Evaluator, plan: QuantizationPlan | None) -> list[str]:

@@ -23,6 +23,7 @@ from quantune.process import scratch
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer
+from quantune.runtime.host import processor_name
 from quantune.runtime.measure import Effort
 from quantune.search.scores import Score, pack_correct, unpack_correct
 from quantune.search.stopping import Floor, looks
@@ -83,7 +84,8 @@ class Evaluator:
             open_device(target.device())  # a missing device is told before anything is compiled for it
         workers = None if target.on_processor else 1  # a GPU serves one
         limit = builder.programs.memory_limit if target.on_processor else None  # what a driver reserves is no measure
-        self.device = place.device
+        here = processor_name() if target.on_processor else target.device()
+        self.timed_on, self.counted_on = place.timed_on or here, place.counted_on or here
         self._runner = place.runner or LocalRunner(
             device=target.device(), count=workers, timeout_s=timeout_s, memory_limit=limit
         )

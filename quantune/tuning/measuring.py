@@ -25,12 +25,15 @@ class Measuring:
     """Where programs answer and where they are timed; None stands for this machine's worker processes.
 
     target: what to compile for. device: which device times them, in one line; empty where this machine does.
+    timed_on, counted_on: who times them and whose answers are counted, in words and with the address, for the reports.
     """
 
     target: Target
     runner: Runner | None = None
     timer: Timer | None = None
     device: str = ""
+    timed_on: str = ""
+    counted_on: str = ""
 
     def close(self) -> None:
         """Let go of whoever measures; more than once is once."""
@@ -64,7 +67,10 @@ def measuring(
         if evaluate_on == "device":
             raise UsageError("evaluate on the device: there is none; name one, such as tcp://board:7433")
         check_measurable(target, cache)
-        return Measuring(target, None if cluster is None else _cluster(cluster, target, cache))
+        if cluster is None:
+            return Measuring(target)
+        counting = _cluster(cluster, target, cache)
+        return Measuring(target, counting, counted_on=counting.place)
     there = Device(device, threads=threads)
     try:
         target, required = _agreed(target, there, cache)
@@ -72,10 +78,12 @@ def measuring(
         if evaluate_on == "here" and reason:
             raise EnvironmentFailure(f"target {target}: {reason}; evaluate on the device")
         elsewhere = bool(reason) or not target.on_processor  # a GPU of the same kind is here by chance only
-        runner: Runner | None = there if evaluate_on == "device" or (evaluate_on is None and elsewhere) else None
+        answers = evaluate_on == "device" or (evaluate_on is None and elsewhere)
+        runner: Device | ClusterRunner | None = there if answers else None
         if cluster is not None:
             runner = _cluster(cluster, target, cache)
-        return Measuring(target, runner, there, there.identity)
+        counted = "" if runner is None else runner.place
+        return Measuring(target, runner, there, there.identity, timed_on=there.place, counted_on=counted)
     except BaseException:
         there.close()
         raise
@@ -106,7 +114,7 @@ def _agreed(target: Target, there: Device, cache: ArtifactCache) -> tuple[Target
     return target, required
 
 
-def _cluster(uri: str, target: Target, cache: ArtifactCache) -> Runner:
+def _cluster(uri: str, target: Target, cache: ArtifactCache) -> ClusterRunner:
     return ClusterRunner(uri, required=needed_processor(target, cache, host=True))
 
 

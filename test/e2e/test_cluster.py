@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.targets import Target
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.runtime.engines import LocalRunner
-from quantune.runtime.host import this_host
+from quantune.runtime.host import processor_name, this_host
 from quantune.tuning.measuring import measuring
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -154,7 +155,8 @@ def test_workers_that_do_not_fit_get_no_work(uri: str) -> None:
 def test_a_search_may_count_there(uri: str, tmp_path: Path) -> None:
     place = measuring(Target("cpu"), evaluate_on=uri, cache=ArtifactCache(tmp_path))
     assert isinstance(place.runner, ClusterRunner)
-    assert (place.timer, place.device, place.target) == (None, "", Target("cpu"))
+    assert (place.timer, place.device, place.target, place.timed_on) == (None, "", Target("cpu"), "")
+    assert re.fullmatch(rf"cluster {re.escape(uri)}: [12] on {re.escape(processor_name())}", place.counted_on)
     place.close()
     with pytest.raises(UsageError, match="a cluster's workers run programs for processors only"):
         measuring(Target("cuda"), evaluate_on=uri, cache=ArtifactCache(tmp_path))
@@ -182,6 +184,10 @@ def test_a_search_that_counts_there_finds_the_same(uri: str, tmp_path: Path) -> 
     assert len(found[0]) >= 2
     assert found[0] == found[1]
     assert there.path is not None
+    recipe = json.loads((tmp_path / "there" / "best.json").read_text())
+    assert recipe["counted_on"] == there.report["environment"]["accuracy counted on"]
+    assert recipe["counted_on"].startswith(f"cluster {uri}: ")
+    assert recipe["timed_on"] == processor_name()
 
 
 def _refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,8 +90,11 @@ def test_the_device_decides_what_is_compiled(restricted: str, cache: ArtifactCac
     assert place.target.kernels() == "avx2"
     assert place.runner is None  # what it runs, this processor runs too
     assert isinstance(place.timer, Device)
+    assert re.fullmatch(rf"device {restricted}: .* processors, .*, IREE [\d.]+", place.timed_on)
+    assert place.counted_on == ""
     both = measuring(Target("cpu"), device=restricted, evaluate_on="device", cache=cache)
     both.close()
+    assert both.counted_on == both.timed_on == place.timed_on
     assert both.runner is both.timer is not None
     with pytest.raises(EnvironmentFailure, match=r"target cpu:cascadelake: .*avx512f.*, which device tcp://.* lacks"):
         measuring(parse("cpu:cascadelake"), device=restricted, cache=cache)
@@ -136,7 +140,10 @@ def test_a_search_for_another_processor(restricted: str, cache: ArtifactCache, t
         t.score and t.score.accuracy for t in here.tuning.trials
     ]
     report = json.loads((tmp_path / "there" / "report.json").read_text())
-    assert "another" in report["environment"]["timed on"]
+    recipe = json.loads((tmp_path / "there" / "best.json").read_text())
+    for named in (report["environment"]["timed on"], recipe["timed_on"], recipe["counted_on"]):
+        assert named.startswith(f"device {restricted}: ")
+        assert "another" in named
     with pytest.raises(UsageError, match="device"):  # another device: other times
         _search(tmp_path / "there", cache, target=str(measured_target(restricted)), max_trials=3)
 
