@@ -80,9 +80,13 @@ class Calibration:
 
     def observe(self, tensors: Sequence[str], count: int) -> Iterator[dict[str, np.ndarray]]:
         """The f32 network's tensors by name, f32[1, ...], for each of the first ``count`` calibration images."""
+        return self.observe_on(tensors, self.first(count))
+
+    def observe_on(self, tensors: Sequence[str], images: Split) -> Iterator[dict[str, np.ndarray]]:
+        """Like `observe`, for images of any set."""
         known = observed(self.network)
         run = self._instrumented(known if set(tensors) <= set(known) else tuple(tensors))
-        for batch in batches(self.first(count), self.model.input_shape[0]):
+        for batch in batches(images, self.model.input_shape[0]):
             results = run(batch)
             for i in range(len(batch)):
                 yield {name: results[name][i : i + 1] for name in tensors}

@@ -18,7 +18,7 @@ from quantune.cache import content_key, trim
 from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, provide
 from quantune.data.splits import Split, batches
-from quantune.errors import RunFailed, UsageError
+from quantune.errors import QuantuneError, UsageError
 from quantune.process import scratch
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import open_device
@@ -30,6 +30,7 @@ from quantune.search.stopping import Floor, looks
 from quantune.tuning.builder import Builder
 from quantune.tuning.compiling import Built
 from quantune.tuning.measuring import Measuring
+from quantune.tuning.overflow import NotFinite, explained, finite
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,10 @@ class Evaluator:
             built = self.builder.build(config)
             score = self._scores.get(built.key)  # numbers may agree where plans do not
             if score is None or not self._suffices(score):
-                score = self._scores[built.key] = self._measure(built)
+                try:
+                    score = self._scores[built.key] = self._measure(built)
+                except NotFinite as error:
+                    raise self._explained(error, config) from error
             known = self._measured[identity] = built.program.sha256, score
         self._programs[config] = known[0]
         return known[1]
@@ -250,7 +254,7 @@ class Evaluator:
         built = self.builder.build(config)
         with self._numbers(built) as numbers:
             logits = self._runner.run(built.program.path, numbers, path, 0, len(images))
-        return _finite(logits)
+        return finite(logits)
 
     def _keep(self, built: Built) -> Files:
         """A program and its numbers as files that outlive the trial."""
@@ -270,10 +274,10 @@ class Evaluator:
         return [sample.quartiles[1] for sample in samples]
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
-        return _finite(logits).argmax(axis=1) == self._labels[first : first + len(logits)]
+        return finite(logits, first).argmax(axis=1) == self._labels[first : first + len(logits)]
 
-
-def _finite(logits: NDArray[np.floating]) -> NDArray[np.floating]:
-    if not np.isfinite(logits).all():
-        raise RunFailed("the artifact's output is not finite")
-    return logits
+    def _explained(self, error: NotFinite, config: QuantConfig) -> QuantuneError:
+        index = self.split.indices[hashed_order(len(self.split))[error.row]]
+        return explained(
+            self.builder.calibration, Split(self.split.source, (index,)), is_float=config.precision == "f32"
+        )

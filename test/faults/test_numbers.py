@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import tiny
 from obligations import Obligation
@@ -35,6 +36,23 @@ def test_weights_whose_squares_overflow(
     tmp_path: Path, obligation: Callable[[str], Obligation], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _search(1e30, tmp_path, obligation, capsys) == 0
+
+
+def test_weights_that_overflow_on_evaluation_images_alone(
+    tmp_path: Path, obligation: Callable[[str], Obligation], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first measurement tells which image and which layer, and nothing is searched."""
+    tiny.make(tmp_path, scale=1e36)
+    with np.load(tmp_path / "eval.npz") as arrays:
+        pixels, labels = arrays["images"], arrays["labels"]
+    pixels[17] *= 100
+    np.savez(tmp_path / "eval.npz", images=pixels, labels=labels)
+    code = tiny.search(tmp_path)
+    told = capsys.readouterr().err
+    line = "eval.npz: layer 'conv' of the f32 model is not finite; check the weights and the image's scaling\n"
+    promise = obligation("weights of any size give a whole report, or one line")
+    promise.tried(code == 2 and told.count("\n") == 1 and told.endswith(line), f"{code}: {told}")
+    promise.tried("evaluation image 17 of " in told, told)
 
 
 @pytest.mark.slow

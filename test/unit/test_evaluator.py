@@ -187,9 +187,25 @@ def test_results_that_are_not_finite(cache: ArtifactCache) -> None:
     builder = Builder(_model(Reciprocal()), HOST, cache=cache)
     with (
         Evaluator(builder, _split(3, 2)) as evaluator,
-        pytest.raises(RunFailed, match="the artifact's output is not finite"),
+        pytest.raises(UsageError, match=r"^evaluation image \d of noise: tensor '\S+' of the f32 model is not finite"),
     ):
         evaluator(F32)
+
+
+@pytest.mark.parametrize(("config", "end"), [(F32, "not finite, and the network's is"), (INT8, "is not finite")])
+def test_a_program_whose_results_alone_are_not_finite(
+    config: QuantConfig, end: str, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is named by its number in the set, not by its place among those shown."""
+    evaluator.builder.build(config)
+    other = Split(evaluator.split.source, evaluator.split.indices[1:])  # its answers are in no cache
+    with Evaluator(evaluator.builder, other) as wrong:
+        answers = np.zeros((len(other), 4), np.float32)
+        answers[3, 1] = np.nan
+        monkeypatch.setattr(wrong._runner, "run", lambda *arguments: answers)
+        image = other.indices[hashed_order(len(other))[3]]
+        with pytest.raises(RunFailed, match=rf"^evaluation image {image} of noise: the artifact's output .*{end}$"):
+            wrong(config)
 
 
 def test_answers_are_found_again_by_another_session(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
