@@ -114,7 +114,7 @@ def test_a_disk_that_fills_while_results_are_written(
 
     promise = obligation("a disk that fills while results are written loses nothing that is finished")
     with monkeypatch.context() as full:
-        for owner in ("runtime.artifact", "places"):
+        for owner in ("runtime.artifact", "process.places"):
             full.setattr(f"quantune.{owner}.write_atomically", fill)
         full.setattr(Path, "write_text", fill_text)
         code = tiny.search(tmp_path)
