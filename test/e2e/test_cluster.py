@@ -78,17 +78,13 @@ def test_the_same_bits_as_here(uri: str, compiled: CompiledModule, images: Path,
         np.testing.assert_array_equal(runner.run(compiled.path, None, images, 0, IMAGES), expected)
 
 
-@pytest.mark.parametrize("mode", ["shared", "unshared"])
 @pytest.mark.usefixtures("small_shards")
-def test_a_killed_worker_is_survived(
-    tmp_path: Path,
-    compiled: CompiledModule,
-    images: Path,
-    expected: np.ndarray,
-    mode: str,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_killed_worker_is_survived_and_a_lost_scheduler_is_one_line(
+    tmp_path: Path, compiled: CompiledModule, images: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with cluster(tmp_path, mode, mode) as (uri, workers, _), contextlib.closing(ClusterRunner(uri)) as runner:
+    """The worker that reads the images where they are is killed; the other one is sent them, and then has nobody."""
+    with cluster(tmp_path, "shared", "unshared") as (uri, workers, scheduler):
+        runner = ClusterRunner(uri)
         _wait_for(runner, 2)
         seen: list[str] = []
         result = runner._result
@@ -104,16 +100,7 @@ def test_a_killed_worker_is_survived(
         np.testing.assert_array_equal(runner.run(compiled.path, None, images, 0, IMAGES), expected)
         assert workers[0].wait() == -9
         assert seen.count("rows") == -(-IMAGES // 4)
-        assert ("missing" in seen) == (mode == "unshared")
-
-
-@pytest.mark.usefixtures("small_shards")
-def test_a_lost_scheduler_is_one_line(
-    tmp_path: Path, compiled: CompiledModule, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with cluster(tmp_path, "shared") as (uri, _, scheduler):
-        runner = ClusterRunner(uri)
-        result = runner._result
+        assert "missing" in seen
 
         def end(future: object) -> dict:
             scheduler.kill()
@@ -121,6 +108,7 @@ def test_a_lost_scheduler_is_one_line(
 
         monkeypatch.setattr(runner, "_result", end)
         monkeypatch.setattr(module, "_PATIENCE_S", 5.0)
+        monkeypatch.setattr(runner._client, "_timeout", 2.0)  # how long it tries to connect again
         with pytest.raises(EnvironmentFailure, match=rf"^cluster {re.escape(uri)}: [^\n]*$"):
             runner.run(compiled.path, None, images, 0, IMAGES)
         runner.close()

@@ -107,7 +107,10 @@ def _interrupt(
     promise.tried(kept, f"{names} at {moment}: {before} were measured, then {found}")
 
 
-@pytest.mark.parametrize("moment", ["third evaluation", "artifact", "report"])
+@pytest.mark.parametrize(
+    "moment",
+    ["report", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("third evaluation", "artifact"))],
+)
 def test_one_signal(moment: str, tmp_path: Path, obligation: Obliged, capsys: pytest.CaptureFixture[str]) -> None:
     _interrupt(tmp_path, obligation(PROMISE), moment, [signal.SIGTERM], capsys)
 
