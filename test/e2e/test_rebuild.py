@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,15 +32,19 @@ def network():
 CONFIG = "calib=20,scheme=asymmetric,clip=max,granularity=channel"
 
 
+def _network() -> nn.Module:
+    scope: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        exec(TINY, scope)
+        return scope["network"]()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a network and two sets of images sorted by class, whose classes have ranges of their own."""
     folder = tmp_path_factory.mktemp("rebuild")
     (folder / "rebuild_tiny.py").write_text(TINY)
-    with torch.random.fork_rng():
-        scope: dict[str, object] = {}
-        exec(TINY, scope)
-        program = torch.export.export(scope["network"](), (torch.zeros(1, 3, 8, 8),))  # type: ignore[operator]
+    program = torch.export.export(_network(), (torch.zeros(1, 3, 8, 8),))
     torch.export.save(program, folder / "tiny.pt2")
     random = np.random.default_rng(0)
     for name in ("one", "other"):
@@ -84,7 +89,7 @@ def test_the_command_in_best_json_makes_the_same_artifact(
     assert Path(f"{out}-like.vmfb").read_bytes() == Path(f"{out}/best.vmfb").read_bytes()
 
 
-@pytest.mark.parametrize("how", ["fast", "sequential"])
+@pytest.mark.parametrize("how", [pytest.param("fast", marks=pytest.mark.slow), "sequential"])
 def test_refined_numbers_are_found_again(
     home: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,10 +113,14 @@ def test_refined_numbers_are_found_again(
 
 def test_statistics_do_not_depend_on_which_sizes_are_wanted(home: Path) -> None:
     calib = "npz:one.npz?count=100"
-    cache = ArtifactCache(home / "cache")
-    searched = api.make_builder("tiny.pt2", calib=calib, target="cpu", sizes=(1, 80, 1000), cache=cache)
+    cache, model, options = ArtifactCache(home / "cache"), _network(), api.ModelOptions(shape=(3, 8, 8))
+
+    def builder(*sizes: int) -> api.Builder:
+        return api.make_builder(model, calib=calib, target="cpu", sizes=sizes, options=options, cache=cache)
+
+    searched = builder(1, 80, 1000)
     for size in (1, 80, 1000):
-        alone = api.make_builder("tiny.pt2", calib=calib, target="cpu", sizes=(size,), cache=cache)
+        alone = builder(size)
         assert alone.calibration.statistics.at(size) == searched.calibration.statistics.at(size)
         assert alone.calibration._strides(()) == searched.calibration._strides(())
 
