@@ -70,12 +70,13 @@ PREDICATES = frozenset(_RELATIONS)
 class Step:
     """One operation on the results of earlier steps, given by their places.
 
-    name: VALUE, NUMBER, COMPARE or one of COMPUTED. number: of NUMBER, and the predicate of COMPARE.
+    name: VALUE, NUMBER, COMPARE or one of COMPUTED. number: of NUMBER, several where
+    each channel has one, and the predicate of COMPARE.
     """
 
     name: str
     operands: tuple[int, ...] = ()
-    number: float = 0.0
+    number: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in (VALUE, NUMBER, COMPARE) and self.name not in COMPUTED:
@@ -89,6 +90,11 @@ class Function:
     """A function of one value. The first step is the value, the last one the result."""
 
     steps: tuple[Step, ...]
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether numbers differ between channels, dimension 1 of what the function is computed of."""
+        return any(isinstance(step.number, tuple) for step in self.steps)
 
     def __call__(self, values: ArrayLike) -> NDArray[np.float32]:
         """The function of each element: computed in f64, rounded once to f32."""
@@ -104,7 +110,7 @@ class Function:
         results: list[NDArray] = []
         for step in self.steps:
             operands = [results[place] for place in step.operands]
-            results.append(values if step.name == VALUE else _compute(step, operands))
+            results.append(values if step.name == VALUE else _compute(step, operands, values.ndim))
         return np.broadcast_to(results[-1], values.shape)
 
 
@@ -114,7 +120,7 @@ class Steps:
     def __init__(self) -> None:
         self._steps = [Step(VALUE)]
 
-    def add(self, name: str, operands: tuple[int, ...] = (), number: float = 0.0) -> int:
+    def add(self, name: str, operands: tuple[int, ...] = (), number: float | tuple[float, ...] = 0.0) -> int:
         """Add a step; its place."""
         self._steps.append(Step(name, operands, number))
         return len(self._steps) - 1
@@ -142,10 +148,19 @@ def clamp(lo: float, hi: float) -> Function:
     return Function(steps.end(place))
 
 
-def _compute(step: Step, operands: list[NDArray]) -> NDArray:
+def channel_affine(factor: NDArray, shift: NDArray) -> Function:
+    """A factor and a shift for each channel."""
+    steps = Steps()
+    scaled = steps.add("arith.mulf", (0, steps.add(NUMBER, number=tuple(factor.tolist()))))
+    return Function(steps.end(steps.add("arith.addf", (scaled, steps.add(NUMBER, number=tuple(shift.tolist()))))))
+
+
+def _compute(step: Step, operands: list[NDArray], rank: int) -> NDArray:
     if step.name == NUMBER:
-        return np.asarray(step.number)
+        number = np.asarray(step.number)
+        return number if number.ndim == 0 else number.reshape(-1, *[1] * (rank - 2))
     if step.name == COMPARE:
+        assert isinstance(step.number, float | int)
         relation, unordered = _RELATIONS[int(step.number)]
         missing = np.isnan(operands[0]) | np.isnan(operands[1])
         return np.where(missing, unordered, relation(*operands))

@@ -19,17 +19,30 @@ INPUT, FLOAT = "input", "float"
 """Kinds of nodes that are no operation of the table: what comes in, and anything that is only done in f32."""
 
 
+Places = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """One summand of a blend: the places it is picked from, and its weight f64, which broadcasts to the result."""
+
+    places: Places
+    weight: np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of a network and the tensor it makes; unused fields keep their defaults.
 
     name: unique name of the tensor. layer: module path. kind: of `mlir_passes.ops`, INPUT or FLOAT.
     inputs: tensor names. shape: of the result, N C H W where it has four dimensions.
-    weight: f32[O, I/groups, kh, kw] of conv, f32[O, I] of matmul. bias: f32[O].
+    weight: f32[O, I/groups, kh, kw] of conv, f32[O, I] of matmul, f32[channels] of affine. bias: f32[O].
     pads: (top, left, bottom, right), zeros for conv and avgpool, -inf for maxpool.
     kernel, strides, dilations: (height, width) of conv and pools; avgpool over everything has kernel = the whole image.
-    lo, hi: bounds of clamp. axis: of concat. permutation: of transpose. offsets: of slice (unit strides).
-    divisor: avgpool divides the window's sum by it, 1 for a plain sum. detail: what a float operation is made of.
+    lo, hi: bounds of clamp. axis: of concat. axes: of sum and maximum. permutation: of transpose. offsets, steps: of
+    slice and surround. places: of gather, the index in the input of each index of the result, dimension by dimension.
+    taps: of blend.
+    divisor: avgpool and sum divide by it, 1 for a plain sum. detail: what a float operation is made of.
     function: of table; of a float operation where it is one step of a function of one value.
     """
 
@@ -48,8 +61,12 @@ class Node:
     lo: float = -math.inf
     hi: float = math.inf
     axis: int = 1
+    axes: tuple[int, ...] = ()
     permutation: tuple[int, ...] = ()
     offsets: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    places: Places = ()
+    taps: tuple[Tap, ...] = ()
     divisor: float = 1.0
     detail: str = ""
     function: Function | None = None
@@ -62,7 +79,9 @@ class Node:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of a layer, 0 for anything else."""
-        return 0 if self.weight is None else math.prod(self.shape) * math.prod(self.weight.shape[1:])
+        if self.weight is None or not self.traits.weighted:
+            return 0
+        return math.prod(self.shape) * math.prod(self.weight.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +113,15 @@ class Network:
     def inputs(self) -> tuple[Node, ...]:
         """The network's inputs."""
         return tuple(node for node in self.nodes if node.kind == INPUT)
+
+    def shares(self, node: Node, name: str) -> bool:
+        """Whether ``node`` hands on the integers of its input ``name`` as they are, both being quantized alike.
+
+        A concatenation requantizes what others compute with: their scales should not depend on its other inputs.
+        """
+        if not node.traits.requantizes:
+            return node.traits.hands_on
+        return all(reader.traits.hands_on for reader in self.consumers[name])
 
     def fused_clamp(self, node: Node) -> Node | None:
         """The clamp that follows ``node`` directly and alone, which its requantization can take over."""

@@ -244,6 +244,12 @@ def elementwise(
     return generic.results[0]
 
 
+def loop_index(dim: int) -> ir.Value:
+    """In a body: the index of the element along dimension ``dim``."""
+    number = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), dim)
+    return ir.Operation.create("linalg.index", [ir.IndexType.get()], [], {"dim": number}).results[0]
+
+
 def reduction(value: ir.Value, init: ir.Value, dims: Sequence[int], body: Callable[..., ir.Value]) -> ir.Value:
     """Combine ``init`` with the elements of ``value`` along ``dims`` by ``body(element, so far)``.
 

@@ -109,6 +109,11 @@ def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
     return None
 
 
+def is_f32(value: ir.Value) -> bool:
+    """Whether the elements of a tensor are f32."""
+    return isinstance(ir.RankedTensorType(value.type).element_type, ir.F32Type)
+
+
 def is_read_once(value: ir.Value) -> bool:
     """Whether exactly one operand reads a value."""
     return len(list(value.uses)) == 1
@@ -136,7 +141,7 @@ def match_pad(op: ir.Operation) -> Pad | None:
     return Pad(op.operands[0], ints(op, "static_low"), ints(op, "static_high"), value)
 
 
-def _outer(op: ir.Operation) -> dict[ir.Value, tuple[ir.Value, ir.AffineMap]]:
+def outer_of(op: ir.Operation) -> dict[ir.Value, tuple[ir.Value, ir.AffineMap]]:
     """Body argument of a linalg.generic -> the tensor it is an element of, and its map; of the ``ins`` only."""
     return dict(zip(op.regions[0].blocks[0].arguments, zip(inputs_of(op), maps_of(op), strict=False), strict=False))
 
@@ -155,7 +160,7 @@ def match_clamp(op: ir.Operation) -> tuple[ir.Value, float, float] | None:
     *steps, end = [inner for inner in body_of(op) if inner.name != "arith.truncf"]  # a bound's, which scalar reads
     if not steps or [o.name for o in steps] != ["arith.cmpf", "arith.select"] * (len(steps) // 2):
         return None
-    outer = _outer(op)
+    outer = outer_of(op)
     bounds, first, last = (-math.inf, math.inf), None, None
     for compare, select in zip(steps[::2], steps[1::2], strict=True):
         step = _match_bound(compare, select, outer)
@@ -198,12 +203,12 @@ def compose_clamps(first: tuple[float, float], then: tuple[float, float]) -> tup
 
 def _binary(op: ir.Operation, name: str) -> list[tuple[ir.Value, ir.AffineMap]] | None:
     """The two tensors, with their maps, of an elementwise operation that is one ``name``."""
-    inner = _only_step(op, name)
-    outer = _outer(op) if inner is not None else {}
+    inner = only_step(op, name)
+    outer = outer_of(op) if inner is not None else {}
     return [outer[v] for v in inner.operands] if inner is not None and all(v in outer for v in inner.operands) else None
 
 
-def _only_step(op: ir.Operation, name: str) -> ir.Operation | None:
+def only_step(op: ir.Operation, name: str) -> ir.Operation | None:
     """The one operation ``name`` whose result an elementwise operation yields."""
     if not is_elementwise(op):
         return None
@@ -214,30 +219,28 @@ def _only_step(op: ir.Operation, name: str) -> ir.Operation | None:
 
 def match_add(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
     """``a + b`` of two tensors of the result's shape."""
-    pair = _binary(op, "arith.addf")
-    if pair is None or not all(is_identity(m) for _, m in pair):
+    terms = match_binary(op, "arith.addf")
+    same = terms is not None and all(shape_of(term) == shape_of(op.results[0]) for term in terms)
+    return terms if same else None
+
+
+def match_binary(op: ir.Operation, name: str) -> tuple[ir.Value, ir.Value] | None:
+    """One operation ``name`` on two tensors, each of which is broadcast as numpy would: (left, right)."""
+    pair = _binary(op, name)
+    if pair is None or not all(is_broadcast(affine_map, shape_of(value)) for value, affine_map in pair):
+        return None
+    if not is_f32(op.results[0]):
         return None
     (a, _), (b, _) = pair
-    return (a, b) if shape_of(a) == shape_of(b) == shape_of(op.results[0]) else None
+    return a, b
 
 
-def match_product(op: ir.Operation) -> tuple[ir.Value, ir.Value] | None:
-    """``a * b`` of a tensor of the result's shape and one of it too, or of n, c, 1, 1 elements: (a, b)."""
-    pair, shape = _binary(op, "arith.mulf"), shape_of(op.results[0])
-    if pair is None or len(shape) < 2:
-        return None
-    for (a, a_map), (b, b_map) in (pair, pair[::-1]):
-        inner = shape_of(b)
-        fits = inner in (shape, shape[:2] + (1,) * (len(shape) - 2)) and _is_broadcast(b_map, inner)
-        if fits and is_identity(a_map) and shape_of(a) == shape:
-            return a, b
-    return None
-
-
-def broadcast_map(rank: int, shape: tuple[int, ...]) -> ir.AffineMap:
-    """How an operand of ``shape`` and the same rank is read where its dimensions of extent 1 are repeated."""
-    zero = ir.AffineExpr.get_constant(0)
-    return ir.AffineMap.get(rank, 0, [zero if n == 1 else ir.AffineExpr.get_dim(i) for i, n in enumerate(shape)])
+def broadcast_map(shape: tuple[int, ...], to: tuple[int, ...]) -> ir.AffineMap:
+    """How an operand of ``shape`` is broadcast ``to`` another as numpy would: aligned at the last dimension."""
+    zero, first = ir.AffineExpr.get_constant(0), len(to) - len(shape)
+    dims = [ir.AffineExpr.get_dim(first + i) for i in range(len(shape))]
+    repeated = [n == 1 != to[first + i] for i, n in enumerate(shape)]
+    return ir.AffineMap.get(len(to), 0, [zero if r else dim for r, dim in zip(repeated, dims, strict=True)])
 
 
 def match_bias_add(op: ir.Operation) -> tuple[ir.Value, np.ndarray] | None:
@@ -250,12 +253,12 @@ def match_bias_add(op: ir.Operation) -> tuple[ir.Value, np.ndarray] | None:
         if bias is None or relaid_constant(x) is not None or not is_identity(x_map) or shape_of(x) != shape:
             continue
         full = (1,) * (len(shape) - bias.ndim) + bias.shape
-        if full == (1, shape[1], *[1] * (len(shape) - 2)) and _is_broadcast(other_map, bias.shape):
+        if full == (1, shape[1], *[1] * (len(shape) - 2)) and is_broadcast(other_map, bias.shape):
             return x, bias.reshape(-1).astype(np.float32)
     return None
 
 
-def _is_broadcast(affine_map: ir.AffineMap, shape: tuple[int, ...]) -> bool:
+def is_broadcast(affine_map: ir.AffineMap, shape: tuple[int, ...]) -> bool:
     """Whether a map reads an operand of ``shape`` as numpy would broadcast it: aligned at the last dimension."""
     first = affine_map.n_dims - len(shape)
     dims = [ir.AffineExpr.get_dim(first + i, affine_map.context) for i in range(len(shape))]
@@ -266,11 +269,11 @@ def _is_broadcast(affine_map: ir.AffineMap, shape: tuple[int, ...]) -> bool:
 
 def match_divide(op: ir.Operation) -> tuple[ir.Value, float] | None:
     """``x / c`` with a constant c: (x, c)."""
-    inner = _only_step(op, "arith.divf")
+    inner = only_step(op, "arith.divf")
     if inner is None:
         return None
     top, bottom = inner.operands
-    outer = _outer(op)
+    outer = outer_of(op)
     number = scalar(outer[bottom][0]) if bottom in outer else scalar(bottom)
     if number is None or top not in outer:
         return None

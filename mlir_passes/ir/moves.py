@@ -42,6 +42,17 @@ def extract_slice(
     return ir.Operation.create("tensor.extract_slice", [made], [value], attributes).results[0]
 
 
+def insert_slice(value: ir.Value, into: ir.Value, offsets: Sequence[int], strides: Sequence[int]) -> ir.Value:
+    """``into`` with ``value`` in the place of a part."""
+    attributes: dict[str, ir.Attribute] = {
+        "static_offsets": ir.DenseI64ArrayAttr.get(list(offsets)),
+        "static_sizes": ir.DenseI64ArrayAttr.get(ir.RankedTensorType(value.type).shape),
+        "static_strides": ir.DenseI64ArrayAttr.get(list(strides)),
+        "operandSegmentSizes": ir.DenseI32ArrayAttr.get([1, 1, 0, 0, 0]),
+    }
+    return ir.Operation.create("tensor.insert_slice", [into.type], [value, into], attributes).results[0]
+
+
 def reshape(value: ir.Value, shape: Sequence[int], reassociation: str) -> ir.Value:
     """View a tensor with more or fewer dimensions; ``reassociation`` as MLIR writes it."""
     kind = ir.RankedTensorType(value.type)

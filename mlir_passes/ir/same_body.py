@@ -10,7 +10,7 @@ Reference and candidate live in different MLIR contexts, so both are brought int
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch_mlir import ir
@@ -46,9 +46,16 @@ class Elementwise:
     inputs: tuple[str, ...]
     result: str
 
-    def build(self, operands: list[ir.Value], shape: list[int] | tuple[int, ...], layer: str | None) -> ir.Value:
-        """Emit the form on tensors with channels second."""
-        return elementwise(operands, tensor_type(shape, _ELEMENTS[self.result]()), self.body, layer=layer)
+    def build(
+        self,
+        operands: list[ir.Value],
+        shape: list[int] | tuple[int, ...],
+        layer: str | None,
+        maps: Sequence[ir.AffineMap] = (),
+    ) -> ir.Value:
+        """Emit the form on tensors with channels second. maps: how the first operands are read, where not plainly."""
+        given = [*maps, *[None] * (len(operands) - len(maps))]
+        return elementwise(operands, tensor_type(shape, _ELEMENTS[self.result]()), self.body, maps=given, layer=layer)
 
     def matches(self, op: ir.Operation) -> bool:
         """Whether ``op`` is this form on tensors with channels innermost."""

@@ -24,14 +24,16 @@ class Traits:
     """What planning, lowering and simulation ask of an operation.
 
     room: the module that recognizes and lowers it. weighted: carries weights and nearly all of the multiplications.
-    hands_on: only selects or moves values, so that its result shares the quantization of what it reads. view: moves
-    nothing at all. takes_clamp: its requantization can bound the result as well. clamps: is such a bound. ends_in_f32:
-    can sum integers exactly and scale the sum to f32. function: of one value, and so in f32 where its input is.
+    hands_on: only selects or moves values, so that its result shares the quantization of what it reads. requantizes:
+    can take inputs that are quantized otherwise all the same. view: moves nothing at all. takes_clamp: its
+    requantization can bound the result as well. clamps: is such a bound. ends_in_f32: can sum integers exactly and
+    scale the sum to f32. function: of one value, and so in f32 where its input is.
     """
 
     room: str = ""
     weighted: bool = False
     hands_on: bool = False
+    requantizes: bool = False
     view: bool = False
     takes_clamp: bool = False
     clamps: bool = False
@@ -56,10 +58,17 @@ OPERATIONS: dict[str, Traits] = {
     "reshape": _VIEW,
     "transpose": _VIEW,
     "slice": Traits("mlir_passes.ops.views", hands_on=True),
-    "concat": Traits("mlir_passes.ops.concat", hands_on=True),
+    "gather": Traits("mlir_passes.ops.gather", hands_on=True),
+    "surround": Traits("mlir_passes.ops.surround", hands_on=True),
+    "concat": Traits("mlir_passes.ops.concat", hands_on=True, requantizes=True),
+    "sum": Traits("mlir_passes.ops.reduce", takes_clamp=True),
+    "maximum": Traits("mlir_passes.ops.reduce", hands_on=True),
+    "affine": Traits("mlir_passes.ops.affine", takes_clamp=True, function=True),
+    "blend": Traits("mlir_passes.ops.blend", takes_clamp=True),
     "table": Traits("mlir_passes.ops.table", function=True),
     "clamp": Traits("mlir_passes.ops.clamp", hands_on=True, clamps=True),
     "add": Traits("mlir_passes.ops.add", takes_clamp=True),
+    "subtract": Traits("mlir_passes.ops.add", takes_clamp=True),
     "product": Traits("mlir_passes.ops.product", takes_clamp=True),
 }
 _FLOAT = Traits()

@@ -1,6 +1,7 @@
-"""Residual addition.
+"""Sum and difference of two tensors, of which any may be broadcast.
 
 q_y(dq(a) + dq(b))  ->  ((a·m_a + b·m_b + offset) >> k) + z_y       rounds half up; the offset holds zero points
+q_y(dq(a) - dq(b))  ->  the same with -m_b
 """
 
 from __future__ import annotations
@@ -21,25 +22,28 @@ from mlir_passes.ops.reader import Reader
 from mlir_passes.ops.requantize import i8, i32
 
 _LIMIT = 1 << 21
+_STEPS = {"add": "arith.addf", "subtract": "arith.subf"}
 
 
 def recognize(op: ir.Operation, reader: Reader) -> bool | Missed:
-    """``a + b`` of two tensors of the network."""
-    terms = match.match_add(op)
-    if terms is None or not all(reader.knows(value) for value in terms):
-        return False
-    return reader.add(op, "add", terms)
+    """``a + b`` or ``a - b`` of two tensors of the network."""
+    for kind, name in _STEPS.items():
+        terms = match.match_binary(op, name)
+        if terms is not None and all(reader.knows(value) for value in terms):
+            return reader.add(op, kind, terms)
+    return False
 
 
 def integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tuple[int, int]) -> ir.Value | Missed:
     """The sum in i32 fixed point."""
     a, b = inputs
     m_a, m_b, shift = multipliers(float(a.scale_array), float(b.scale_array), float(y.scale_array))
+    m_b = m_b if emit.node.kind == "add" else -m_b
     offset = (1 << (shift - 1)) - int(a.zero_point_array) * m_a - int(b.zero_point_array) * m_b
     numbers = {"m_a": m_a, "m_b": m_b, "offset": offset, "shift": shift, "zero_point": int(y.zero_point_array)}
     scalars = [emit.scalar(role, np.int32(wrap(value))) for role, value in numbers.items()]
     scalars += emit.bounds(bounds, np.int32)
-    return ADD.build([*emit.inputs, *scalars], emit.node.shape, emit.node.layer)
+    return ADD.build([*emit.inputs, *scalars], emit.node.shape, emit.node.layer, emit.broadcasts())
 
 
 def multipliers(s_a: float, s_b: float, s_out: float) -> tuple[int, int, int]:

@@ -22,11 +22,12 @@ from mlir_passes.ops.requantize import MULTIPLIER, REAL, SHIFT, i8, shifts, to_f
 class Emitter:
     """Emits one node's integer operations at the current insertion point.
 
-    name: prefix of the parameters' names. inputs: the i8 tensors that the node reads.
+    name: prefix of the parameters' names. inputs: the i8 tensors that the node reads. shared: whether each of them is
+    to be handed on as it is, by an operation that could requantize it.
     """
 
-    def __init__(self, name: str, site: Site, inputs: Sequence[ir.Value]) -> None:
-        self.name, self.site, self.node, self.inputs = name, site, site.node, list(inputs)
+    def __init__(self, name: str, site: Site, inputs: Sequence[ir.Value], shared: Sequence[bool] = ()) -> None:
+        self.name, self.site, self.node, self.inputs, self.shared = name, site, site.node, list(inputs), list(shared)
 
     @property
     def op(self) -> ir.Operation:
@@ -93,6 +94,10 @@ class Emitter:
     def type(self, dtype: type) -> ir.RankedTensorType:
         """The result's type with other elements."""
         return tensor_type(self.node.shape, dtype)
+
+    def broadcasts(self) -> list[ir.AffineMap]:
+        """How the inputs are read where they are broadcast to the result's shape, as numpy would."""
+        return [match.broadcast_map(match.shape_of(value), self.node.shape) for value in self.inputs]
 
     def named(self, value: ir.Value) -> ir.Value:
         """``value``, whose operation is named for the node's layer."""

@@ -4,6 +4,9 @@ before -> after:
 
     linalg.conv_… loc("features.0")    ->  linalg.conv_… {quantune.layer = "features.0"} loc("features.0")
     y = conv_2d_ngchw_gfchw(x, w)      ->  y = split(join(conv_2d_ngchw_gfchw(split(join(x)), w)))
+    y, _ = (maximum(x), its place)     ->  y = maximum(x)        where nobody asks for the place
+    y = conv_1d_ncw_fcw(x, w)          ->  y = row(conv_2d_nchw_fchw(image(x), image(w)))      [n, c, w] as [n, c, 1, w]
+    conv(x, constants computed)        ->  conv(x, constant)         a transposed convolution turns its weight around
     window(pad(x))                     ->  window(pad'(x))       padded no further than the windows reach
     window(x) of one row or column     ->  window(slice(x))      what the windows reach of x
     truncf(constant f64)               ->  constant f32          rounded to nearest
@@ -18,15 +21,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch_mlir import ir
-from torch_mlir.dialects import arith
+from torch_mlir.dialects import arith, linalg
 
 from mlir_passes.ir import match
-from mlir_passes.ir.build import LAYER, defining_op, erase_if_unused, layer_of, set_layer, walk
-from mlir_passes.ir.moves import extract_slice, join_groups, split_groups
+from mlir_passes.ir.build import (
+    LAYER,
+    constant,
+    defining_op,
+    erase_if_unused,
+    layer_of,
+    reduction,
+    relaid_constant,
+    set_layer,
+    walk,
+)
+from mlir_passes.ir.evaluate import evaluate
+from mlir_passes.ir.moves import extract_slice, join_groups, reshape, split_groups
 from mlir_passes.ir.moves import pad as build_pad
+from mlir_passes.ir.same_body import REDUCTION, iterators
 from mlir_passes.ops.reader import main_function
 from mlir_passes.ops.windows import fills
+
+_HEIGHT = "[[0], [1], [2, 3]]"
+_OF_ROWS = {
+    "linalg.conv_1d_ncw_fcw": linalg.conv_2d_nchw_fchw,
+    "linalg.depthwise_conv_1d_ncw_cw": linalg.depthwise_conv_2d_nchw_chw,
+}
+_WITH_WEIGHTS = ("linalg.conv_2d_nchw_fchw", "linalg.depthwise_conv_2d_nchw_chw", match.GROUPED_CONV)
 
 
 def prepare(module: ir.Operation) -> None:
@@ -46,7 +69,15 @@ def prepare(module: ir.Operation) -> None:
     for op in operations:
         if op.name == match.GROUPED_CONV:
             _surround(op)
-        if op.name in fills() and _is_static_f32(op):
+        elif op.name in _OF_ROWS:
+            with ir.InsertionPoint(op), op.location:
+                op = _as_image(op)
+        if op.name in _WITH_WEIGHTS:
+            _compute_weight(op)
+        if len(op.results) == 2:
+            with ir.InsertionPoint(op), op.location:
+                _forget_places(op)
+        elif op.name in fills() and _is_static_f32(op):
             with ir.InsertionPoint(op), op.location:
                 _fit(op)
 
@@ -76,6 +107,65 @@ def _surround(conv: ir.Operation) -> None:
             joined = join_groups(result)
             split = split_groups(joined, match.shape_of(result)[1])
         result.replace_all_uses_except(split, joined.owner.operation)
+
+
+def _as_image(op: ir.Operation) -> ir.Operation:
+    """The convolution of rows as one of images of height 1."""
+    x, weight, init = op.operands
+    made_by = defining_op(x)
+    pad = match.match_pad(made_by) if made_by is not None else None
+    if pad is None:
+        image = _image(x)
+    else:
+        low, high = ([*each[:2], 0, *each[2:]] for each in (pad.low, pad.high))
+        element = ir.RankedTensorType(x.type).element_type
+        image = build_pad(
+            _image(pad.source), low, high, arith.ConstantOp(element, ir.FloatAttr.get(element, pad.value)).result
+        )
+    window = {name: [1, match.ints(op, name)[-1]] for name in ("strides", "dilations")}
+    numbers = relaid_constant(weight)
+    heightened = _image(weight) if numbers is None else constant(np.ascontiguousarray(numbers[..., None, :]))
+    made = _OF_ROWS[op.name](image, heightened, outs=[_image(init)], **window)
+    set_layer(made.owner, layer_of(op))
+    row = reshape(made, match.shape_of(op.results[0]), _HEIGHT)
+    set_layer(row.owner, layer_of(op))
+    op.results[0].replace_all_uses_with(row)
+    op.erase()
+    erase_if_unused(x)
+    return made.owner.operation if isinstance(made.owner, ir.OpView) else made.owner
+
+
+def _image(value: ir.Value) -> ir.Value:
+    """[..., w] as [..., 1, w]."""
+    *outer, width = match.shape_of(value)
+    if len(outer) == 2:
+        return reshape(value, [*outer, 1, width], _HEIGHT)
+    return reshape(value, [*outer, 1, width], "[[0], [1, 2]]")
+
+
+def _compute_weight(op: ir.Operation) -> None:
+    """Let a weight that is computed of constants alone be one."""
+    if relaid_constant(op.operands[1]) is None and (numbers := evaluate(op.operands[1])) is not None:
+        with ir.InsertionPoint(op), op.location:
+            op.operands[1] = constant(numbers)
+
+
+def _forget_places(op: ir.Operation) -> None:
+    """Let a maximum whose places nobody reads be no more than a maximum."""
+    if op.name != "linalg.generic" or len(op.operands) != 3 or any(True for _ in op.results[1].uses):
+        return
+    loops, maps, block = iterators(op), match.maps_of(op), op.regions[0].blocks[0]
+    larger = defining_op(match.body_of(op)[-1].operands[0])
+    if larger is None or larger.name != "arith.maximumf" or list(larger.operands) != list(block.arguments)[:2]:
+        return
+    axes = [i for i, loop in enumerate(loops) if loop == REDUCTION]
+    kept = [ir.AffineExpr.get_dim(i) for i in range(len(loops)) if i not in axes]
+    if not match.is_identity(maps[0]) or list(maps[1].results) != kept:
+        return
+    made = reduction(op.operands[0], op.operands[1], axes, arith.maximumf)
+    set_layer(made.owner, layer_of(op))
+    op.results[0].replace_all_uses_with(made)
+    op.erase()
 
 
 def _fit(op: ir.Operation) -> None:

@@ -1,4 +1,4 @@
-"""Product of two tensors, of which one may have a single element for each channel (squeeze and excitation).
+"""Product of two tensors, of which any may be broadcast (squeeze and excitation, attention to channels or places).
 
 q_y(dq(a) · dq(b))  ->  clamp(roundeven(f32((a − z_a)·(b − z_b)) · m) + z_y, lo, hi)        m = f32(s_a·s_b/s_y)
 """
@@ -21,19 +21,22 @@ from mlir_passes.ops.requantize import i32
 
 
 def recognize(op: ir.Operation, reader: Reader) -> bool | Missed:
-    """``a * b`` of two tensors of the network, the one with all elements first."""
-    factors = match.match_product(op)
+    """``a * b`` of two tensors of the network, one with all elements first."""
+    factors = match.match_binary(op, "arith.mulf")
     if factors is None or not all(reader.knows(value) for value in factors):
         return False
-    return reader.add(op, "product", factors)
+    shape = match.shape_of(op.results[0])
+    if len(shape) < 2:
+        return Missed("a product without a dimension for channels")
+    a, b = factors
+    return reader.add(op, "product", (a, b) if match.shape_of(a) == shape else (b, a))
 
 
 def integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tuple[int, int]) -> ir.Value | Missed:
     """The products in i32, requantized as a layer's sums are."""
     a, b = inputs
     zeros = [emit.scalar(role, np.int32(spec.zero_point_array)) for role, spec in (("zero_a", a), ("zero_b", b))]
-    rank = len(emit.node.shape)
-    maps = [ir.AffineMap.get_identity(rank), match.broadcast_map(rank, match.shape_of(emit.inputs[1])), None, None]
+    maps = [*emit.broadcasts(), None, None]
     total = elementwise([*emit.inputs, *zeros], emit.type(np.int32), _body, maps=maps, layer=emit.node.layer)
     channels = emit.node.shape[1]
     ratio = float(a.scale_array) * float(b.scale_array) / float(y.scale_array)

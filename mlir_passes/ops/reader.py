@@ -90,10 +90,11 @@ class Reader:
         return Reading(Network(tuple(site.node for site in self._sites.values()), self._outputs), self._sites)
 
     def _drop_unread(self) -> None:
-        """Forget steps of functions of one value that several of these took over, and nothing else reads."""
+        """Forget steps of functions and blends that several of these took over, and nothing else reads."""
         read = set(self._outputs)
         for name, site in reversed(list(self._sites.items())):
-            is_step = site.node.function is not None or site.node.traits.clamps
+            node, traits = site.node, site.node.traits
+            is_step = node.function or node.places or node.taps or traits.clamps or traits.function
             if name in read or not is_step:
                 read.update(site.node.inputs)
             else:

@@ -18,7 +18,7 @@ from mlir_passes import functions
 from mlir_passes.base import Missed
 from mlir_passes.functions import COMPARE, COMPUTED, IDENTITY, NUMBER, Function, Steps
 from mlir_passes.ir import match
-from mlir_passes.ir.build import elementwise, parameter
+from mlir_passes.ir.build import elementwise, loop_index, parameter
 from mlir_passes.ir.quant_types import QuantSpec
 from mlir_passes.network import FLOAT
 from mlir_passes.ops.emit import Emitter
@@ -102,6 +102,10 @@ def _is_read_by(value: ir.Value, readers: list[ir.Operation]) -> bool:
 
 def _computes(site: Site) -> Function | None:
     node = site.node
+    if node.kind == "affine":
+        assert node.weight is not None
+        assert node.bias is not None
+        return functions.channel_affine(node.weight, node.bias)
     return functions.clamp(node.lo, node.hi) if node.traits.clamps else node.function
 
 
@@ -156,16 +160,24 @@ def integer(emit: Emitter, inputs: Sequence[QuantSpec], y: QuantSpec, bounds: tu
     """A load from the table for each element."""
     assert emit.node.function is not None
     # Held as i32, for which x86 has a gather.
-    table = parameter(f"{emit.name}.table", entries(emit.node.function, inputs[0], y, bounds).astype(np.int32))
+    function, shape = emit.node.function, emit.node.shape
+    numbers = entries(function, inputs[0], y, bounds, shape[1] if function.by_channel else None)
+    table = parameter(f"{emit.name}.table", numbers.astype(np.int32))
 
     def body(x: ir.Value) -> ir.Value:
         place = arith.index_castui(ir.IndexType.get(), arith.extui(i32(), x))
-        return arith.trunci(i8(), tensor.extract(table, [place]))
+        return arith.trunci(i8(), tensor.extract(table, [loop_index(1), place] if function.by_channel else [place]))
 
     return elementwise([emit.inputs[0]], emit.type(np.int8), body, layer=emit.node.layer)
 
 
-def entries(function: Function, x: QuantSpec, y: QuantSpec, bounds: tuple[int, int]) -> np.ndarray:
-    """i8[256]: the result for each stored integer, in the order of its bits read as unsigned."""
+def entries(
+    function: Function, x: QuantSpec, y: QuantSpec, bounds: tuple[int, int], channels: int | None = None
+) -> np.ndarray:
+    """i8[256], or i8[channels, 256]: the result for each stored integer, in the order of its bits read as unsigned."""
     stored = np.arange(256, dtype=np.uint8).view(np.int8)
-    return np.clip(y.quantize(function(x.dequantize(stored))), *bounds).astype(np.int8)
+    values = x.dequantize(stored)
+    if channels is not None:
+        values = np.broadcast_to(values, (1, channels, 256))
+    found = np.clip(y.quantize(function(values)), *bounds).astype(np.int8)
+    return found if channels is None else found[0]

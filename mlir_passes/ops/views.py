@@ -20,13 +20,16 @@ _RESHAPES = ("tensor.expand_shape", "tensor.collapse_shape")
 
 
 def recognize(op: ir.Operation, reader: Reader) -> bool | Missed:
-    """A reshape, a transpose, or a slice without steps."""
+    """A reshape, a transpose, or a slice."""
     if op.name in _RESHAPES:
         return reader.add(op, "reshape", (op.operands[0],))
     if op.name == "linalg.transpose":
         return reader.add(op, "transpose", (op.operands[0],), permutation=match.ints(op, "permutation"))
-    if op.name == "tensor.extract_slice" and len(op.operands) == 1 and set(match.ints(op, "static_strides")) == {1}:
-        return reader.add(op, "slice", (op.operands[0],), offsets=match.ints(op, "static_offsets"))
+    if op.name == "tensor.extract_slice" and len(op.operands) == 1 and reader.knows(op.operands[0]):
+        offsets, sizes, steps = (match.ints(op, f"static_{name}") for name in ("offsets", "sizes", "strides"))
+        if sizes != match.shape_of(op.results[0]):
+            return Missed("tensor.extract_slice into fewer dimensions")
+        return reader.add(op, "slice", (op.operands[0],), offsets=offsets, steps=steps)
     return False
 
 

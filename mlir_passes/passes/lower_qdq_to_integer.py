@@ -10,9 +10,13 @@ before -> after (x, y with scales s_x, s_y and zero points z_x, z_y; W with scal
 
     conv(dq(x), dq(q(W))) + b   ->  f32(acc + B) · (s_x·s_w)       a result that nobody quantizes
     q_y(dq(a) + dq(b))          ->  ((a−z_a)·m_a + (b−z_b)·m_b + 2^(k−1) >> k) + z_y
+    q_y(dq(a) − dq(b))          ->  the same with −m_b             broadcast as the operation is; products too
     q_y(dq(a) · dq(b))          ->  roundeven(f32((a−z_a)·(b−z_b)) · s_a·s_b/s_y) + z_y
+    q_y(dq(x)·f + b)            ->  roundeven(f32(x·n + B) · m) + z_y            f, b, n, B and m for each channel
+    q_y(Σ_k w_k·dq(x)[p_k])     ->  roundeven(f32(Σ_k W_k·(x[p_k]−z_x)) · m) + z_y          bilinear resizing
     q_y(sum(dq(x)) / n)         ->  roundeven(f32(Σx − n·z_x) · s_x/(s_y·n)) + z_y
-    q(f(dq(x)))                 ->  f(x)                           f selects or moves: max-pool, concat, views, clamp
+    q(f(dq(x)))                 ->  f(x)                           f selects or moves: max, concat, views, gather, clamp
+    q_y(concat(dq(a), …))       ->  concat(roundeven(f32(a−z_a) · s_a/s_y) + z_y, …)       an input of another scale
     q_y(f(dq(x)))               ->  T[x]                           any other function of one value: 256 results
 
 Activations are stored as signed i8 (see quant_types); numbers are tagged constants, so that one program serves many
@@ -114,7 +118,8 @@ class _Lowering:
 
     def _emit(self, site: Site, node: Node, clamp: Node | None) -> ir.Value | Missed:
         spec, inputs = self.specs[node.name], [self.specs[name] for name in site.node.inputs]
-        if site.node.traits.hands_on and any(other != spec for other in inputs):
+        traits = site.node.traits
+        if traits.hands_on and not traits.requantizes and any(other != spec for other in inputs):
             return Missed("its inputs are not quantized as its result is")
         return room_of(site.node.kind).integer(self._emitter(site), inputs, spec, limits(spec, clamp or node))
 
@@ -134,7 +139,9 @@ class _Lowering:
             site.result.replace_all_uses_with(room_of(site.node.kind).real(self._emitter(site), inputs))
 
     def _emitter(self, site: Site) -> Emitter:
-        return Emitter(site.node.name, site, [self.stored[name] for name in site.node.inputs])
+        node = site.node
+        shared = [self.network.shares(node, name) for name in node.inputs]
+        return Emitter(node.name, site, [self.stored[name] for name in node.inputs], shared)
 
     def _reads_f32(self, site: Site) -> Missed | None:
         """Why an operation cannot read integers; None where it does."""

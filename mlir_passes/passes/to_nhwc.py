@@ -4,7 +4,8 @@ before -> after:
 
     conv_2d_nchw_fchw(x, w)            ->  conv_2d_nhwc_hwcf(x', w')            depthwise, grouped and pools likewise
     generic{(n, c, h, w) -> …}(x)      ->  generic{(n, h, w, c) -> …}(x')       loops and maps permuted, body as it was
-    pad, concat, extract_slice         ->  the same with permuted dimensions
+    pad, concat, slices                ->  the same with permuted dimensions
+    generic {extract x[n, c, h, w]}    ->  generic {extract x'[n, h, w, c]}     gathers from known places
     collapse(transpose(expand(x)))     ->  the same on the innermost dimension  channel shuffle
 
 x' is x transposed to N H W C. A transpose is made where an operation that cannot be converted meets one that was:
@@ -45,7 +46,11 @@ class ToNhwc(Pass):
             handlers.update(getattr(room, "CHANNELS_LAST", {}))
         for op in [op.operation for op in function.regions[0].blocks[0].operations]:
             with ir.InsertionPoint(op), op.location:
-                for inner in list(walk(op))[1:]:  # a gather indexes its tensor in NCHW, whatever becomes of its loops
+                made = _gather(op, layouts) if op.name == "linalg.generic" and _makes_tensor(op) else None
+                if made is not None:
+                    _take_over(op, made, layouts)
+                    continue
+                for inner in list(walk(op))[1:]:  # other gathers index in NCHW, whatever becomes of their loops
                     layouts.restore(inner)
                 handler = handlers.get(op.name) if _makes_tensor(op) else None
                 made = handler(op, layouts) if handler is not None else None
@@ -75,6 +80,30 @@ def _pad(op: ir.Operation, layouts: Layouts) -> ir.Value | None:
         return None
     low, high = permuted(match.ints(op, "static_low")), permuted(match.ints(op, "static_high"))
     return pad(layouts.last(op.operands[0]), low, high, yielded.operands[0])
+
+
+def _gather(op: ir.Operation, layouts: Layouts) -> ir.Value | None:
+    """An operation that extracts from a converted tensor alone, at the same places of it."""
+    extracts = [step for step in match.body_of(op) if step.name == "tensor.extract" and rank_of(step.operands[0]) == 4]
+    inputs, maps = match.inputs_of(op), match.maps_of(op)
+    sources = {step.operands[0] for step in extracts}
+    if len(sources) != 1 or not match.is_elementwise(op) or any(rank_of(value) == 4 for value in inputs):
+        return None
+    if rank_of(op.results[0]) != 4 or not layouts.any_converted(list(sources)):
+        return None
+    outs = layouts.last(match.init_of(op))
+    generic = linalg.GenericOp(
+        [outs.type], inputs, [outs],
+        ir.ArrayAttr.get([ir.AffineMapAttr.get(_permuted_map(m, m == maps[-1])) for m in maps]),
+        op.attributes["iterator_types"],
+    )  # fmt: skip
+    _copy_body(op, generic.operation)
+    for copy in (step for step in match.body_of(generic.operation) if step.name == "tensor.extract"):
+        source, *places = copy.operands
+        if rank_of(source) == 4:
+            for number, value in enumerate([layouts.last(source), *(places[i] for i in TO_NHWC)]):
+                copy.operands[number] = value
+    return generic.results[0]
 
 
 def _generic(op: ir.Operation, layouts: Layouts) -> ir.Value | None:

@@ -99,7 +99,7 @@ def compute(
         )
     if _is_integer(node, activations, weights):
         specs = [activations[name] for name in node.inputs]
-        if not node.traits.hands_on or all(spec == target for spec in specs):
+        if not node.traits.hands_on or node.traits.requantizes or all(spec == target for spec in specs):
             limits = (0, 0) if target is None else bounds(result, target)
             found = room.integer(node, Operands(inputs, specs, target, *limits, weights.get(node.name), shifts))
             if found is not None:

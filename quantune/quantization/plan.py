@@ -4,7 +4,8 @@ Two questions are answered for each network. *Where are the integers?* A layer r
 says so; what stands between integer layers (adds, pools, concatenations, reshapes) then runs in integers too, and a
 tensor is quantized exactly when one of its readers runs in integers. *Which tensors must agree?* Operations that only
 select or move values hand their integers on, so their inputs and result form one group with one scale and zero point;
-the group's range is that of all tensors that enter it.
+the group's range is that of all tensors that enter it. An input of a concatenation that other operations compute with
+keeps its own.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ def lay_out(network: Network, layers: frozenset[str]) -> Layout:
     for node in network.nodes:
         if node.name in hands_on and node.name in groups:
             for name in node.inputs:
-                groups[root(name)] = root(node.name)
+                if network.shares(node, name):
+                    groups[root(name)] = root(node.name)
     representative = {name: root(name) for name in quantized}
     sources: dict[str, tuple[str, ...]] = {}
     for name in quantized:
-        if name not in hands_on:
+        node = network.by_name[name]
+        if name not in hands_on or not all(network.shares(node, source) for source in node.inputs):
             sources[representative[name]] = (*sources.get(representative[name], ()), name)
     return Layout(integer, representative, sources)
 
@@ -249,14 +252,32 @@ def _is_fused(network: Network, node: Node) -> bool:
 def _follows_float(network: Network, node: Node, layers: frozenset[str]) -> bool:
     """Whether a clamp or function belongs to what is f32 before it: quantizing in between would only lose precision.
 
-    A clamp does where it alone reads a float operation; a function also of the network's input and of layers in f32.
+    A clamp does where it alone reads a float operation; a function also of the network's input and of layers in f32;
+    a product where one of its factors is a function of what a float operation gives (a reciprocal root, a softmax).
     """
     source = network.by_name[node.inputs[0]]
     if node.traits.function:
-        while source.traits.function or (source.traits.hands_on and len(source.inputs) == 1):
-            source = network.by_name[source.inputs[0]]
-        return source.kind in (FLOAT, INPUT) or (source.traits.weighted and source.name not in layers)
+        before = _before_functions(network, source)
+        is_f32 = before.kind == INPUT or (before.traits.weighted and before.name not in layers)
+        return is_f32 or _is_made_in_f32(network, source)
+    if node.kind == "product":
+        return _is_made_in_f32(network, node)
     return node.traits.clamps and source.kind == FLOAT and len(network.consumers[source.name]) == 1
+
+
+def _before_functions(network: Network, source: Node) -> Node:
+    """What a tensor is a function of, moved or not."""
+    while source.traits.function or (source.traits.hands_on and len(source.inputs) == 1):
+        source = network.by_name[source.inputs[0]]
+    return source
+
+
+def _is_made_in_f32(network: Network, node: Node) -> bool:
+    """Whether a tensor is a function of what a float operation gives, or a product with such a factor."""
+    node = _before_functions(network, node)
+    if node.kind == "product":
+        return any(_is_made_in_f32(network, network.by_name[name]) for name in node.inputs)
+    return node.kind == FLOAT
 
 
 def _is_made_in_integers(network: Network, name: str, layers: frozenset[str]) -> bool:

@@ -65,7 +65,7 @@ def is_exact(model: ImportedModel, plan: QuantizationPlan) -> bool:
         reads = all(name in plan.activations for name in node.inputs)
         if node.traits.weighted:
             return reads and node.name in plan.weights
-        return reads and (node.kind not in ("add", "product", "table") or _result(node) in plan.activations)
+        return reads and (node.kind in ("avgpool", "clamp") or _result(node) in plan.activations)
 
     def _result(node: Node) -> str:
         clamp = model.network.fused_clamp(node)

@@ -114,3 +114,27 @@ def test_one_program_serves_all_numbers_and_one_entry_more_is_seen() -> None:
     changed = {**lowered.parameters, names[0]: lowered.parameters[names[0]] ^ 1}
     with pytest.raises(AssertionError):
         assert_same_bits(call(compiled(replace(lowered, parameters=changed)), x), expected)
+
+
+class Twins(nn.Module):
+    """The same function of two layers whose results have the same range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.right.weight.data, self.right.bias.data = self.left.weight.data.flip(0), self.left.bias.data.flip(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.hardsigmoid(self.left(x)) * F.hardsigmoid(self.right(x)))
+
+
+@pytest.mark.parametrize("outlined", [False, True])
+def test_equal_tables_that_meet_in_one_loop(outlined: bool) -> None:
+    model = import_module(Twins().eval(), torch.zeros(SHAPE), "twins")
+    plan = plan_from_images(model, _images(1), QuantConfig())
+    left, right = (node.name for node in model.network.nodes if node.kind == "table")
+    assert plan.activations[left] == plan.activations[right]
+    x = _images(2)
+    for layout in LAYOUTS:
+        assert_same_bits(call(compiled(lower(model, plan, Form(layout, outlined))), x), reference(model, plan, x))

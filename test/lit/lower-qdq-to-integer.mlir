@@ -411,7 +411,7 @@ func.func @clamp(%x: tensor<4xf32>) -> tensor<4xf32> {
 }
 
 // -----
-// What has no integer form is computed in f32 between its casts: a value cut to a whole number, and a concatenation whose operands disagree.
+// What has no integer form is computed in f32 between its casts: a value cut to a whole number. A concatenation requantizes an operand of another scale.
 !x = !quant.uniform<u8:f32, 0.5:3>
 !y = !quant.uniform<u8:f32, 0.25:0>
 #id = affine_map<(d0) -> (d0)>
@@ -421,9 +421,16 @@ func.func @clamp(%x: tensor<4xf32>) -> tensor<4xf32> {
 //       CHECK: %[[S:.*]] = linalg.generic {{.*}} ins(%[[XD]]
 //       CHECK: arith.fptosi
 //       CHECK: %[[SQ:.*]] = quant.qcast %[[S]]
-//       CHECK: %[[SD:.*]] = quant.dcast %[[SQ]]
-//       CHECK: %[[C:.*]] = tensor.concat dim(0) %[[XD]], %[[SD]] : (tensor<4xf32>, tensor<4xf32>) -> tensor<8xf32>
-//       CHECK: quant.qcast %[[C]]
+//       CHECK: %[[SI:.*]] = quant.scast %[[SQ]]
+//       CHECK: arith.constant {quantune.parameter = "concat.zero0"} dense<-125> : tensor<i32>
+//       CHECK: arith.constant {quantune.parameter = "concat.multiplier0"} dense<2.000000e+00> : tensor<f32>
+//       CHECK: arith.constant {quantune.parameter = "concat.zero_point0"} dense<-1.280000e+02> : tensor<f32>
+//       CHECK: %[[R:.*]] = linalg.generic
+//       CHECK: arith.subi
+//  CHECK-NEXT: arith.sitofp
+//  CHECK-NEXT: arith.mulf
+//  CHECK-NEXT: math.roundeven
+//       CHECK: tensor.concat dim(0) %[[R]], %[[SI]] : (tensor<4xi8>, tensor<4xi8>) -> tensor<8xi8>
 func.func @float(%x: tensor<4xf32>) -> tensor<8xf32> {
   %0 = quant.qcast %x : tensor<4xf32> to tensor<4x!x>
   %1 = quant.dcast %0 : tensor<4x!x> to tensor<4xf32>

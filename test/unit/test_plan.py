@@ -122,23 +122,36 @@ def test_observed_are_the_tensors_that_set_a_range_and_what_layers_read() -> Non
 def test_concatenated_tensors_share_one_range() -> None:
     network = _network(
         _conv("a", "x"), _conv("b", "x"), _node("cat", "concat", "a", "b", shape=(1, 8, 4, 4)),
-        _node("half", "slice", "cat"), _conv("c", "half"), _conv("d", "b"),
+        _node("half", "slice", "cat"), _conv("c", "half"), _node("pool", "maxpool", "b"), _conv("d", "pool"),
     )  # fmt: skip
     layout = _lay_out(network)
     group = layout.groups["cat"]
-    assert {name for name, root in layout.groups.items() if root == group} == {"a", "b", "cat", "half"}
+    assert {name for name, root in layout.groups.items() if root == group} == {"a", "b", "cat", "half", "pool"}
     assert set(layout.sources[group]) == {"a", "b"}
     assert layout.sources[layout.groups["x"]] == ("x",)
 
 
 def test_chains_of_concatenations_are_one_group() -> None:
     network = _network(
+        _conv("a", "x"), _conv("d", "x"), _node("cat", "concat", "a", "d"), _conv("b", "x"),
+        _node("cat2", "concat", "cat", "b"), _conv("c", "cat2"),
+    )  # fmt: skip
+    layout = _lay_out(network)
+    assert len({layout.groups[name] for name in ("a", "d", "cat", "b", "cat2")}) == 1
+    assert set(layout.sources[layout.groups["cat2"]]) == {"a", "d", "b"}
+
+
+def test_what_others_compute_with_keeps_its_range_in_a_concatenation() -> None:
+    network = _network(
         _conv("a", "x"), _node("cat", "concat", "a", "x"), _conv("b", "cat"), _node("cat2", "concat", "cat", "b"),
         _conv("c", "cat2"),
     )  # fmt: skip
     layout = _lay_out(network)
-    assert len({layout.groups[name] for name in ("x", "a", "cat", "b", "cat2")}) == 1
-    assert set(layout.sources[layout.groups["cat2"]]) == {"x", "a", "b"}
+    assert layout.groups["a"] == layout.groups["cat"]
+    assert layout.groups["b"] == layout.groups["cat2"]
+    assert len({layout.groups[name] for name in ("x", "cat", "cat2")}) == 3
+    assert set(layout.sources[layout.groups["cat"]]) == {"a", "cat"}
+    assert layout.sources[layout.groups["x"]] == ("x",)
 
 
 def test_a_clamp_of_a_tensor_with_other_readers_works_on_its_integers() -> None:

@@ -178,7 +178,7 @@ def test_the_f32_layers_of_mixed_precision_keep_their_biases(subject: Subject) -
 
 def test_a_float_operation_is_passed_by() -> None:
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.Conv2d(4, 5, 3))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConstantPad2d(3, 0.5), nn.Conv2d(4, 5, 3))
     subject = AroundFloat(import_module(net, torch.zeros(BATCH, 3, 14, 14), "net").network, net)
     assert [node.kind for node in subject.network.nodes] == ["input", "conv", "float", "conv"]
     plan = _plan(subject, QuantConfig.parse("bits=w3"))

@@ -31,10 +31,17 @@ OPERATIONS: dict[str, str] = {
     "reshape": "quantune.numerics.ops.views",
     "transpose": "quantune.numerics.ops.views",
     "slice": "quantune.numerics.ops.views",
+    "gather": "quantune.numerics.ops.gather",
+    "surround": "quantune.numerics.ops.surround",
     "concat": "quantune.numerics.ops.concat",
+    "sum": "quantune.numerics.ops.reduce",
+    "maximum": "quantune.numerics.ops.reduce",
+    "affine": "quantune.numerics.ops.affine",
+    "blend": "quantune.numerics.ops.blend",
     "table": "quantune.numerics.ops.table",
     "clamp": "quantune.numerics.ops.clamp",
     "add": "quantune.numerics.ops.add",
+    "subtract": "quantune.numerics.ops.add",
     "product": "quantune.numerics.ops.product",
 }
 

@@ -23,5 +23,11 @@ def integer(node: Node, x: Operands) -> Tensor | None:
         return None
     assert node.function is not None
     every = np.arange(s_x.qmin, s_x.qmax + 1)
-    table = affine.quantize(node.function(affine.dequantize(every, s_x)), target)
-    return np.clip(table, x.lo, x.hi)[values.astype(np.int64) - s_x.qmin]
+    places = values.astype(np.int64) - s_x.qmin
+    if node.function.by_channel:
+        every = np.broadcast_to(every, (1, node.shape[1], len(every)))
+    table = np.clip(affine.quantize(node.function(affine.dequantize(every, s_x)), target), x.lo, x.hi)
+    if not node.function.by_channel:
+        return table[places]
+    channel = np.arange(node.shape[1]).reshape(-1, *[1] * (len(node.shape) - 2))
+    return table[0][channel, places]

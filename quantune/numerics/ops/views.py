@@ -24,4 +24,5 @@ def _moved(node: Node, x: NDArray) -> NDArray:
         return x.reshape(node.shape)
     if node.kind == "transpose":
         return x.transpose(node.permutation)
-    return x[tuple(slice(o, o + s) for o, s in zip(node.offsets, node.shape, strict=True))]
+    taken = zip(node.offsets, node.shape, node.steps, strict=True)
+    return x[tuple(slice(first, first + size * step, step) for first, size, step in taken)]
