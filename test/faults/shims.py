@@ -170,5 +170,10 @@ def child(search: Search, kind: str, fault: str, *, always: bool, start: str = "
     }  # fmt: skip
 
 
+def struck(search: Search, *, always: bool) -> bool:
+    """Whether the fault was met that comes once; one that always comes leaves no mark, but an exit code."""
+    return always or (search.folder / "mark").is_dir()
+
+
 def _mark(folder: Path, always: bool) -> str:
     return "" if always else str(folder / "mark")

@@ -92,6 +92,7 @@ def test_compiler(
     harmless = fault == "a flood of warnings"
     codes = (0,) if harmless else (FAILED, LACKING) if always else (0, FAILED, LACKING)
     tried(obligation(CHILDREN), f"compiler, {fault}", search, whole, codes)
+    assert shims.struck(search, always=always)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +102,13 @@ def test_child(
     kind: str, fault: str, always: bool, search: Search, whole: Uninterrupted, obligation: Callable[[str], Obligation]
 ) -> None:
     forget_answers(search)
-    if kind == "checker":  # it is asked about what was just compiled
-        shutil.rmtree(search.cache)
+    if kind == "checker":
+        forget_programs(search)
     shims.child(search, kind, fault, always=always)
     codes = {"reader": (WRONG,), "evaluator": (FAILED,), "timer": (FAILED,), "checker": (FAILED, LACKING)}[kind]
     codes = codes if always else codes if kind == "reader" else (0, *codes)
     tried(obligation(CHILDREN), f"{kind}, {fault}", search, whole, codes)
+    assert shims.struck(search, always=always)
 
 
 @pytest.mark.parametrize("start", ["sys.exit(3)", "time.sleep(5)", "answer('hello')", "os.close(0)"])
@@ -116,7 +118,7 @@ def test_child_that_starts_badly(
 ) -> None:
     forget_answers(search)
     if kind == "checker":
-        shutil.rmtree(search.cache)
+        forget_programs(search)
     shims.child(search, kind, "kill -9", always=False, start=start)
     tried(obligation(CHILDREN), f"{kind}, {start}", search, whole, (0, FAILED, LACKING))
 
@@ -131,6 +133,12 @@ def test_a_limit_for_the_size_of_files(
         shutil.rmtree(search.cache)
     search.environment = {"FAULT_FILE_SIZE": str(size)}
     tried(obligation(FILES), f"files of {size} bytes at most", search, whole, (0, FAILED, LACKING))
+
+
+def forget_programs(search: Search) -> None:
+    """Have the programs compiled again: the checker is asked about what was just compiled."""
+    for path in search.cache.rglob("*.vmfb"):
+        path.unlink()
 
 
 def forget_answers(search: Search) -> None:
