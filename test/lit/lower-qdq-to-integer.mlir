@@ -451,6 +451,41 @@ func.func @float(%x: tensor<4xf32>) -> tensor<8xf32> {
 }
 
 // -----
+// A factor and a shift of each channel: factors of 256 where the factor is what is largest, so that the shift is rounded to 1/256 of x's step.
+!x = !quant.uniform<u8:f32, 0.5:3>
+!y = !quant.uniform<u8:f32, 0.25:0>
+#id = affine_map<(n, c, h, w) -> (n, c, h, w)>
+#channel = affine_map<(n, c, h, w) -> (0, c, 0, 0)>
+// CHECK-LABEL: func.func @channels
+//       CHECK: arith.constant {quantune.parameter = "affine.factor"} dense<[256, -256]> : tensor<2xi32>
+//       CHECK: arith.muli
+//       CHECK: arith.constant {quantune.parameter = "affine.bias"} dense<[33536, -32000]> : tensor<2xi32>
+//   CHECK-DAG: arith.constant {quantune.parameter = "affine.multiplier"} dense<[7.812500e-03, 1.562500e-02]> : tensor<2xf32>
+//       CHECK: math.roundeven
+func.func @channels(%x: tensor<1x2x4x4xf32>) -> tensor<1x2x4x4xf32> {
+  %f = arith.constant dense<[[[[1.0]], [[-2.0]]]]> : tensor<1x2x1x1xf32>
+  %b = arith.constant dense<[[[[3.0]], [[0.0]]]]> : tensor<1x2x1x1xf32>
+  %0 = quant.qcast %x : tensor<1x2x4x4xf32> to tensor<1x2x4x4x!x>
+  %1 = quant.dcast %0 : tensor<1x2x4x4x!x> to tensor<1x2x4x4xf32>
+  %e = tensor.empty() : tensor<1x2x4x4xf32>
+  %2 = linalg.generic {indexing_maps = [#id, #channel, #id], iterator_types = ["parallel", "parallel", "parallel", "parallel"]}
+    ins(%1, %f : tensor<1x2x4x4xf32>, tensor<1x2x1x1xf32>) outs(%e : tensor<1x2x4x4xf32>) {
+  ^bb0(%v: f32, %n: f32, %out: f32):
+    %p = arith.mulf %v, %n : f32
+    linalg.yield %p : f32
+  } -> tensor<1x2x4x4xf32>
+  %3 = linalg.generic {indexing_maps = [#id, #channel, #id], iterator_types = ["parallel", "parallel", "parallel", "parallel"]}
+    ins(%2, %b : tensor<1x2x4x4xf32>, tensor<1x2x1x1xf32>) outs(%e : tensor<1x2x4x4xf32>) {
+  ^bb0(%v: f32, %n: f32, %out: f32):
+    %s = arith.addf %v, %n : f32
+    linalg.yield %s : f32
+  } -> tensor<1x2x4x4xf32>
+  %4 = quant.qcast %3 : tensor<1x2x4x4xf32> to tensor<1x2x4x4x!y>
+  %5 = quant.dcast %4 : tensor<1x2x4x4x!y> to tensor<1x2x4x4xf32>
+  return %5 : tensor<1x2x4x4xf32>
+}
+
+// -----
 // A function of one value is a table of 256 results, a parameter: 0 is held as 0, and 0.5, its sigmoid, as 64 - 128 (0xC0).
 !x = !quant.uniform<u8:f32, 0.5:128>
 !y = !quant.uniform<u8:f32, 0.0078125>
