@@ -121,3 +121,16 @@ def _constant(value: ir.Value) -> np.ndarray:
     found = match.owner(value)
     assert found is not None
     return np.array(found.attributes["value"])
+
+
+@pytest.mark.parametrize(("name", "own", "other"), [("sum", " 0.0", " 1.0"), ("maximum", "0xFF800000", "0.0")])
+def test_a_reduction_that_starts_elsewhere_is_none(name: str, own: str, other: str) -> None:
+    _, *form = FORMS[name]
+    for start, expected in ((own, name), (other, None)):
+        text = _text(*form).replace(
+            f"%start = arith.constant {own.strip()}", f"%start = arith.constant {start.strip()}"
+        )
+        module = ir.Module.parse(text, context=ir.Context())
+        op = next(each for each in walk(module.operation) if each.name == "linalg.generic")
+        found = match_reduction(op)
+        assert (None if found is None else found.kind) == expected
