@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 _MACHINE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
@@ -60,6 +62,18 @@ def missing(error: ImportError) -> EnvironmentFailure:
     """The error to raise where a package is not installed: what to install."""
     advice = "pip install 'quantune[compile]' brings what compiles and searches"
     return EnvironmentFailure(f"a package cannot be imported: {error}; {advice}")
+
+
+def hint(value: object, allowed: Iterable[str]) -> str:
+    """`` (did you mean X?)`` if a name of ``allowed`` begins with ``value`` or is close to it, else nothing."""
+    text, names = str(value), list(allowed)
+    close = [name for name in names if text and name.startswith(text)] or difflib.get_close_matches(text, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]
 
 
 def refused(what: str, error: OSError, remedy: str = "") -> QuantuneError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 
 
 def call_factory(target: str, kinds: Iterable[str] = ()) -> object:
@@ -22,11 +21,11 @@ def call_factory(target: str, kinds: Iterable[str] = ()) -> object:
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
-            suggestion = _hint(module_name, kinds) if isinstance(error, ModuleNotFoundError) else ""
+            suggestion = hint(module_name, kinds) if isinstance(error, ModuleNotFoundError) else ""
             raise UsageError(f"{target}: cannot import {module_name}: {_line(error)}{suggestion}") from error
         factory = getattr(module, name, None)
         if factory is None:
-            raise UsageError(f"{target}: {module_name} has no '{name}'{_hint(name, dir(module))}")
+            raise UsageError(f"{target}: {module_name} has no '{name}'{hint(name, dir(module))}")
         if not callable(factory):
             raise UsageError(f"{target}: '{name}' is {type(factory).__name__}, expected a function without arguments")
         try:
@@ -44,11 +43,6 @@ def _current_folder_importable() -> Iterator[None]:
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
-
-
-def _hint(value: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(value, list(names), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantune.device.address import Address
+from quantune.device.client import Device
+from quantune.device.connection import Known
 from quantune.device.server import Limits, Server
 
 TOKEN = "correct horse battery staple"
@@ -69,3 +71,9 @@ def as_process(
             yield child, int(line.rpartition(":")[2])
         finally:
             child.kill()
+
+
+def greet(address: Address) -> Known:
+    """What a server says of itself."""
+    with contextlib.closing(Device(address)) as device:
+        return device.known

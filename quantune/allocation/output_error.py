@@ -34,7 +34,7 @@ DELTA = 0.05
 
 
 @dataclass(frozen=True)
-class OutputError:
+class OutputNorm:
     """The output-error score. images: the paper takes 256; the score settles with far fewer. relative: see above."""
 
     images: int = 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -12,18 +11,18 @@ from quantune.allocation.base import Proposer, Scorer
 from quantune.allocation.controls import Parameters, Random, greedy, uniform
 from quantune.allocation.interactions import Clado, Gram
 from quantune.allocation.orthogonality import Orthogonality
-from quantune.allocation.output_error import OutputError
+from quantune.allocation.output_error import OutputNorm
 from quantune.allocation.solve import optimal
 from quantune.allocation.sqnr import Sqnr
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 
 SCORERS: dict[str, Scorer] = {
     "sqnr": Sqnr(),
     "gram": Gram(),
     "clado": Clado(),
     "alone": Alone(),
-    "output-error": OutputError(),
-    "relative-error": OutputError(relative=True),
+    "output-error": OutputNorm(),
+    "relative-error": OutputNorm(relative=True),
     "orthogonality": Orthogonality(),
     "ompq-ptq": Orthogonality(form="ptq"),
     "ompq-qat": Orthogonality(form="qat"),
@@ -75,7 +74,5 @@ def proposer(name: str) -> Proposer:
 
 def _named(what: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
-        close = difflib.get_close_matches(str(name), table, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"{what} '{name}': expected one of {', '.join(table)}{hint}")
+        raise UsageError(f"{what} '{name}': expected one of {', '.join(table)}{hint(name, table)}")
     return table[name]

@@ -13,12 +13,11 @@ was measured, but a smaller good one may exist: ``out_of_order`` counts what con
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 
 Split = Callable[[int, int, float, float, float], int]
 """(left, right, value at left, value at right, target) -> an entry between them."""
@@ -87,7 +86,5 @@ DEFAULT = "bisection"
 def check(name: str) -> str:
     """The name of a walk; raises UsageError for an unknown one."""
     if name not in SPLITS:
-        close = difflib.get_close_matches(str(name), SPLITS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"walk '{name}': expected one of {', '.join(SPLITS)}{hint}")
+        raise UsageError(f"walk '{name}': expected one of {', '.join(SPLITS)}{hint(name, SPLITS)}")
     return name

@@ -92,7 +92,7 @@ def parser() -> OneLineParser:
     data.add_argument("--eval", metavar="DATA", help="labelled evaluation images")
     target = top.add_argument_group("target")
     *names, last = BACKENDS
-    target.add_argument("--target", default="cpu", metavar="T", help=f"{', '.join(names)} or {last} (default cpu)")
+    target.add_argument("--target", metavar="T", help=f"{', '.join(names)} or {last} (default cpu)")
     for each in BACKENDS.values():
         target.add_argument(each.option, metavar=each.metavar, dest=f"target_{each.field}", help=each.help)
     target.add_argument("--threads", type=count, metavar="N", help="processor threads for the latency (default 1)")
@@ -187,10 +187,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What argparse cannot say: which options need or exclude each other."""
-    if arguments.like is not None and (arguments.config is not None or arguments.emit is not None):
-        raise UsageError("--like takes the configuration from the file's record; leave out --config and --emit, or it")
-    if arguments.like is not None and arguments.device is not None:
-        raise UsageError("--like takes the processor from the file's record; leave out --device, or it")
+    if arguments.like is not None:
+        _check_like(arguments)
     if arguments.model is None and arguments.like is None:
         raise UsageError(
             "MODEL is missing: name what to compile, such as torchvision:resnet18 (--help lists the forms)"
@@ -219,6 +217,22 @@ def _check(arguments: argparse.Namespace) -> None:
         places.file(arguments.output, "output")
     elif not _emits_text(arguments) and (arguments.like is None or arguments.output is not None):
         places.folder(arguments.output or _FOLDER, "output folder")
+
+
+def _check_like(arguments: argparse.Namespace) -> None:
+    """Refuse what an artifact's record says, and what making it again has no use for."""
+    from quantune.compiler.targets import BACKENDS
+
+    for name in ("config", "emit"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--like takes the configuration from the file's record; leave out --{name}, or it")
+    target = {"target": "--target", **{f"target_{each.field}": each.option for each in BACKENDS.values()}}
+    for name, option in {**target, "device": "--device"}.items():
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--like takes the target from the file's record; leave out {option}, or it")
+    for name in ("memory_limit", "print_ir_after_all", "dump_ir_dir"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --like; leave out one of them")
 
 
 def _emits_text(arguments: argparse.Namespace) -> bool:
@@ -338,7 +352,7 @@ def _calibration(arguments: argparse.Namespace, is_float: bool) -> str | None:
 def _target(arguments: argparse.Namespace) -> Target:
     from quantune.compiler.targets import parse
 
-    return parse(arguments.target, **_target_details(arguments))
+    return parse(arguments.target or "cpu", **_target_details(arguments))
 
 
 def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:

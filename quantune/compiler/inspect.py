@@ -21,7 +21,7 @@ from typing import Any
 
 from mlir_passes.cpu.isa import VARIANTS
 from quantune.artifact.records import LayerExecution, Processor
-from quantune.errors import CompileFailed
+from quantune.errors import CompileFailed, first_line
 
 # The strings of a printed location: names, and files, which a line number follows.
 _LOCATION_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(:\d+)?')
@@ -55,7 +55,7 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
         try:
             module = ir.Module.parse(dispatches)
         except ir.MLIRError as error:
-            raise CompileFailed(f"the compiler's dispatches cannot be read: {str(error).splitlines()[0]}") from error
+            raise CompileFailed(f"the compiler's dispatches cannot be read: {first_line(error)}") from error
         functions = {
             _symbol(function): (executable.operation.name, function)
             for executable in module.body.operations

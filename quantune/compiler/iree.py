@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantune.artifact.targets import host_identity
 from quantune.cache import ArtifactCache, content_key, default_root
 from quantune.compiler import checker
-from quantune.compiler.targets import Target, host_identity
+from quantune.compiler.targets import Target
 from quantune.errors import CompileFailed, EnvironmentFailure, UsageError, machine_lacks
 from quantune.process import children, memory, private, scratch
 from quantune.process.job import Job, form_dispatches, stop_all

@@ -15,6 +15,7 @@ from mlir_passes.pipeline import Pipeline
 from quantune.compiler.targets import Target
 from quantune.errors import PassFailed
 from quantune.quantization.plan import QuantizationPlan
+from quantune.quantization.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from torch_mlir import ir
@@ -65,7 +66,7 @@ INTEGER_PASSES = "quantune-lower-qdq-to-integer,quantune-lower-quant"
 def target_passes(target: Target, precision: str) -> str:
     """The last rewrites before IREE: layout, and what a target's code generation needs to be right."""
     passes = ["quantune-to-nhwc"]
-    if precision == "f16":
+    if PRECISIONS[precision].is_half:
         passes.insert(0, "quantune-convert-to-f16")
     return ",".join((*passes, *target.passes(precision)))
 

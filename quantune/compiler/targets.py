@@ -1,21 +1,22 @@
 """The one table of targets: one object for each kind, which says how to compile for it and what runs the result.
 
-Flags, rewrites, checks, the runtime device and the command line's options come from ``BACKENDS``. A new kind is a
-subclass of ``Backend``, an entry there, and a field of ``Target`` where it is refined by a name of its own.
+Flags, rewrites, checks and the command line's options come from ``BACKENDS``, the runtime device from
+`quantune.artifact.targets`. A new kind is a subclass of ``Backend``, registered, a line of ``DEVICES`` there, and a
+field of ``Target`` where it is refined by a name of its own.
 """
 
 from __future__ import annotations
 
-import difflib
-import platform
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import ClassVar
 
 from mlir_passes.cpu.isa import VARIANTS, in_cpuinfo
-from quantune.errors import UsageError
+from mlir_passes.vocabulary import Vocabulary
+from quantune.artifact.targets import DEVICES, GENERIC_ARM, host_identity
+from quantune.errors import UsageError, hint
+from quantune.quantization.precisions import PRECISIONS
 
 CUDA_ARCHS = ("sm_60", "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_120")
 CUDA_NAMES = ("turing", "ampere", "ada", "a100", "rtx4090")
@@ -24,8 +25,6 @@ _NEWER_CUDA = ("sm_90", "sm_90a", "hopper", "h100", "h200", "sm_100", "sm_100a",
 _SOFTWARE_VULKAN = ("lavapipe", "cpu", "swiftshader")
 HOST = "host"
 """The processor of the machine that compiles."""
-GENERIC_ARM = "arm64"
-"""What a 64-bit Arm processor is called here that has no name; LLVM calls it generic, as it does every other."""
 _ARM_WITHOUT_KERNELS = (
     "cortex-a35", "cortex-a53", "cortex-a57", "cortex-a72", "cortex-a73", "carmel", "a64fx", "thunderx2t99",
 )  # fmt: skip
@@ -54,10 +53,6 @@ class Backend:
     def check(self, detail: str) -> None:
         """Raise UsageError for a detail that IREE cannot compile for."""
 
-    def device(self, threads: int) -> str:
-        """The runtime device for ``threads`` processor threads."""
-        return self.name
-
     def flags(self, detail: str) -> tuple[str, ...]:
         """The flags of iree-compile."""
         raise NotImplementedError
@@ -77,9 +72,6 @@ class Backend:
 
 class _Cpu(Backend):
     on_processor = True
-
-    def device(self, threads: int) -> str:
-        return "local-sync" if threads == 1 else "local-task"
 
     def flags(self, detail: str) -> tuple[str, ...]:
         # The compiler takes its own machine's architecture unless told, and knows a processor's name in one only.
@@ -101,9 +93,9 @@ class _Cpu(Backend):
 
     def passes(self, detail: str, precision: str) -> tuple[str, ...]:
         kernels = self.kernels(detail)
-        return (
-            () if precision == "f16" or kernels is None else (f"quantune-lower-to-cpu-kernels{{features={kernels}}}",)
-        )
+        if kernels is None or PRECISIONS[precision].is_half:
+            return ()
+        return (f"quantune-lower-to-cpu-kernels{{features={kernels}}}",)
 
     def unknown(self, detail: str, log: str) -> str | None:
         if "Unknown CPU for target architecture" not in log:
@@ -120,8 +112,9 @@ class _Vulkan(Backend):
         return ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={detail}", "--iree-opt-level=O3")
 
     def passes(self, detail: str, precision: str) -> tuple[str, ...]:
-        integers = precision in ("int8", "mixed")
-        return ("linalg-generalize-named-ops", "quantune-vulkan-sign-extension") if integers else ()
+        if PRECISIONS[precision].is_float:
+            return ()
+        return ("linalg-generalize-named-ops", "quantune-vulkan-sign-extension")
 
     def unknown(self, detail: str, log: str) -> str | None:
         if f"Unknown Vulkan target '{detail}'" not in log:
@@ -139,40 +132,30 @@ class _Cuda(Backend):
                 "runs there too"
             )
         known = (*CUDA_ARCHS, *CUDA_NAMES)
-        hint = _hint(detail, known)
-        raise UsageError(f"target cuda: unknown architecture '{detail}', expected one of {', '.join(known)}{hint}")
+        near = hint(detail.lower(), known)
+        raise UsageError(f"target cuda: unknown architecture '{detail}', expected one of {', '.join(known)}{near}")
 
     def flags(self, detail: str) -> tuple[str, ...]:
         return ("--iree-hal-target-device=cuda", f"--iree-cuda-target={detail}", "--iree-opt-level=O3")
 
 
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        _Cpu(
-            "cpu", "cpu",
-            "host, generic or an LLVM processor name such as znver4 or neoverse-v1, with +FEATURE where it has more",
-            "--target-cpu", "NAME", "processor of the cpu target (default host)", aliases=("llvm-cpu",),
-        ),
-        _Vulkan(
-            "vulkan", "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3",
-            "--vulkan-target", "NAME", "GPU of the vulkan target", aliases=("vulkan-spirv",),
-        ),
-        _Cuda(
-            "cuda", "cuda_arch", "an architecture such as sm_80",
-            "--cuda-arch", "SM", "architecture of the cuda target, such as sm_80",
-        ),
-    )
-}  # fmt: skip
-"""By name."""
+BACKENDS: Vocabulary[Backend] = Vocabulary("target")
+"""By name; `DEVICES` has a line for each."""
 
-
-def register(backend: Backend) -> Backend:
-    """Enter a kind of target; raises ValueError for a name that is taken."""
-    if backend.name in BACKENDS:
-        raise ValueError(f"target '{backend.name}' is there already")
-    BACKENDS[backend.name] = backend
-    return backend
+register = BACKENDS.register
+register(_Cpu(
+    "cpu", "cpu",
+    "host, generic or an LLVM processor name such as znver4 or neoverse-v1, with +FEATURE where it has more",
+    "--target-cpu", "NAME", "processor of the cpu target (default host)", aliases=("llvm-cpu",),
+))  # fmt: skip
+register(_Vulkan(
+    "vulkan", "vulkan_target", "a GPU name such as llvmpipe, ada, rdna3",
+    "--vulkan-target", "NAME", "GPU of the vulkan target", aliases=("vulkan-spirv",),
+))  # fmt: skip
+register(_Cuda(
+    "cuda", "cuda_arch", "an architecture such as sm_80",
+    "--cuda-arch", "SM", "architecture of the cuda target, such as sm_80",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,8 +176,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
             spellings = tuple(name for each in BACKENDS.values() for name in (each.name, *each.aliases))
-            hint = _hint(self.name, spellings)
-            raise UsageError(f"target '{self.name}': expected one of {', '.join(BACKENDS)}{hint}")
+            near = hint(self.name.lower(), spellings)
+            raise UsageError(f"target '{self.name}': expected one of {', '.join(BACKENDS)}{near}")
         kind = self.backend
         if not _WORD.fullmatch(self.detail):
             raise UsageError(
@@ -229,7 +212,7 @@ class Target:
 
     def device(self, *, threads: int = 1) -> str:
         """Return the runtime device that runs this target's artifacts on ``threads`` processor threads."""
-        return self.backend.device(threads)
+        return DEVICES[self.name][threads > 1]
 
     def flags(self) -> tuple[str, ...]:
         """Return the iree-compile flags of this target."""
@@ -275,23 +258,6 @@ def parse(text: str, **details: str | None) -> Target:
     return Target(kind.name, **chosen)
 
 
-def device_of(target: str, threads: int = 1) -> str | None:
-    """The runtime device of a target by its text, as records have it; None for a kind that is not known here."""
-    kind = BACKENDS.get(target.partition(":")[0])
-    return None if kind is None else kind.device(threads)
-
-
-@cache
-def host_identity() -> str:
-    """Return a text that differs between processors with different instructions; part of a host program's cache key."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    wanted = ("vendor_id", "cpu family", "model", "model name", "flags", "features")
-    return "\n".join(line for line in lines if line.partition(":")[0].strip().lower() in wanted)
-
-
 @cache
 def _host_flags() -> frozenset[str]:
     lines = host_identity().splitlines()
@@ -310,8 +276,3 @@ def _flags_of(cpu: str) -> frozenset[str]:
 def _is_arm(cpu: str) -> bool:
     named = (name for isa in VARIANTS.values() if isa.arm for name in isa.cpus)
     return cpu.partition("+")[0] in (GENERIC_ARM, *_ARM_WITHOUT_KERNELS, *named)
-
-
-def _hint(value: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(value.lower(), known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

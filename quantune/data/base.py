@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 
 Image = NDArray[np.float32]
 
@@ -171,10 +170,3 @@ def whole_number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) < 1:
         raise UsageError(f"{what}={printable(text)}: expected a whole number from 1 to 999999999")
     return int(text)
-
-
-def hint(value: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean X?)`` if a name of ``allowed`` begins with ``value`` or is close to it, else nothing."""
-    names = list(allowed)
-    close = [name for name in names if value and name.startswith(value)] or difflib.get_close_matches(value, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from quantune.data import shapes
-from quantune.data.base import Image, ImageSource, hashed_order, hint, options_of, printable, whole_number
-from quantune.errors import UsageError
+from quantune.data.base import Image, ImageSource, hashed_order, options_of, printable, whole_number
+from quantune.errors import UsageError, hint
 
 _MOST_SHAPES = 1_000_000
 _SHAPES_COUNT = {"train": 20_000, "calibration": 10_000, "evaluation": 2_000}

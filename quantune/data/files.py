@@ -17,13 +17,12 @@ from quantune.data.base import (
     Image,
     ImageSource,
     checked_image,
-    hint,
     one_line,
     options_of,
     printable,
     whole_number,
 )
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

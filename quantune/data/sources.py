@@ -20,7 +20,6 @@ from quantune.data.base import (
     Subset,
     checked_image,
     hashed_order,
-    hint,
     one_line,
     options_of,
     printable,
@@ -29,7 +28,7 @@ from quantune.data.base import (
 )
 from quantune.data.builtin import open_builtin
 from quantune.data.files import ImageFolder, Npz
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.user_code import call_factory
 
 KINDS = ("builtin", "imagefolder", "npz")

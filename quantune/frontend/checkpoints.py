@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from quantune.errors import UsageError
-from quantune.frontend.foreign import line
+from quantune.errors import UsageError, first_line
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -37,4 +36,6 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def unreadable(path: Path, error: BaseException) -> UsageError:
     """The error to raise where a library could not read a file of weights."""
     kind = path.suffix or "torch"
-    return UsageError(f"weights '{path}': not a readable {kind} file of tensors: {type(error).__name__}: {line(error)}")
+    return UsageError(
+        f"weights '{path}': not a readable {kind} file of tensors: {type(error).__name__}: {first_line(error)}"
+    )

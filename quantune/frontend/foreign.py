@@ -68,8 +68,3 @@ def variant(value: Any) -> tuple[str, Any]:
 def mapping(value: dict[str, Any], names: re.Pattern[str], each: Callable[[Any], Any]) -> dict[str, Any]:
     """An object whose keys are of a form, each value as ``each`` gives it back."""
     return {match({"name": key}, "name", names): each(item) for key, item in value.items()}
-
-
-def line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

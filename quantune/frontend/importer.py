@@ -25,7 +25,7 @@ from torch_mlir import fx, ir
 from torch_mlir.dialects import torch as torch_dialect
 from torch_mlir.extras.fx_importer import ContextCache, FxImporter, FxImporterHooks
 
-from quantune.errors import ImportFailed, UsageError
+from quantune.errors import ImportFailed, UsageError, first_line
 from quantune.frontend.folding import fold_batch_norms
 from quantune.frontend.imported import ImportedModel, from_module
 
@@ -37,7 +37,7 @@ def import_program(program: ExportedProgram, name: str) -> ImportedModel:
         with quiet():
             module = _lower(program, said)
     except Exception as error:  # torch and torch-mlir raise whatever their Python raises on what they do not know
-        reason = said[0] if said else f"{_culprit(error)}{_first_line(error)}"
+        reason = said[0] if said else f"{_culprit(error)}{first_line(error, 300)}"
         raise ImportFailed(f"model '{name}' cannot be lowered: {reason}") from error
     return from_module(module, name)
 
@@ -81,7 +81,7 @@ def import_module(model: torch.nn.Module, example: torch.Tensor, name: str) -> I
     except UsageError:
         raise
     except Exception as error:
-        raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {_first_line(error)}") from error
+        raise ImportFailed(f"model '{name}' cannot be exported by torch.export: {first_line(error, 300)}") from error
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -95,7 +95,7 @@ def _try(model: torch.nn.Module, example: torch.Tensor, name: str) -> None:
     except Exception as error:  # the model is the user's code, which may raise anything
         shape = tuple(example.shape)
         raise UsageError(
-            f"model '{name}' does not run on f32 images of shape {shape}: {_first_line(error)}; "
+            f"model '{name}' does not run on f32 images of shape {shape}: {first_line(error, 300)}; "
             "another shape is given by the images or --image-shape"
         ) from error
 
@@ -176,11 +176,6 @@ def _culprit(error: BaseException) -> str:
         if isinstance(value, torch.fx.Node) and value.op == "call_function"
     ]
     return f"operator '{nodes[-1].target}' in layer '{module_path(nodes[-1])}': " if nodes else ""
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def _reason(message: str, location: str) -> str:

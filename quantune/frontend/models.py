@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import math
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, first_line, hint
 from quantune.frontend import importer
 from quantune.frontend.checkpoints import unreadable
 from quantune.frontend.files import SUFFIXES, converted_weights, import_file
@@ -154,11 +153,7 @@ def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
     models = torchvision().models
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        raise UsageError(
-            f"torchvision has no classification model '{name}'"
-            f"{f'; did you mean {chr(39)}{close[0]}{chr(39)}?' if close else ''}"
-        )
+        raise UsageError(f"torchvision has no classification model '{name}'{hint(name, known)}")
     torch.manual_seed(request.seed)  # random weights when none are given: the same on every run
     options: dict[str, Any] = {"weights": None}
     if request.classes is not None:
@@ -175,7 +170,7 @@ def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
         try:
             calibrate_batch_norms(model, shape)
         except Exception as error:  # the model's own checks are assertions
-            raise UsageError(f"model '{name}' does not take images of shape {shape}: {_line(error)}") from error
+            raise UsageError(f"model '{name}' does not take images of shape {shape}: {first_line(error)}") from error
     return model
 
 
@@ -205,10 +200,7 @@ def _recipe_for(request: ModelRequest) -> Recipe:
 def _recipe(reference: str) -> Recipe:
     name = reference.removeprefix("builtin:")
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        raise UsageError(
-            f"no builtin model '{name}'{f'; did you mean {close[0]}?' if close else ''}; there is {', '.join(names())}"
-        )
+        raise UsageError(f"no builtin model '{name}'{hint(name, names())}; there is {', '.join(names())}")
     return RECIPES[name.removesuffix(PLAIN)]
 
 
@@ -231,7 +223,3 @@ def _refuse(request: ModelRequest, *options: str) -> None:
         if getattr(request, option) != getattr(ModelRequest, option):
             name = "image-shape" if option == "shape" else option
             raise UsageError(f"--{name} does not apply to model '{request.reference}', which fixes it")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

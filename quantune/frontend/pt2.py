@@ -24,8 +24,8 @@ import torch
 from torch.export.pt2_archive import PT2ArchiveWriter
 from torch.export.pt2_archive import constants as layout
 
-from quantune.errors import UsageError
-from quantune.frontend.foreign import WEIGHT, Refused, field, line, mapping, typed
+from quantune.errors import UsageError, first_line
+from quantune.frontend.foreign import WEIGHT, Refused, field, mapping, typed
 from quantune.frontend.importer import quiet
 from quantune.frontend.pt2_graph import DTYPES, program, tensor
 
@@ -47,7 +47,7 @@ def read_program(path: Path) -> torch.export.ExportedProgram:
     except Refused as refused:
         raise UsageError(f"model '{path}': {refused}; torch.export.save writes what is expected") from refused
     except Exception as error:  # torch fails in its own ways, and all of them mean the same to the user
-        raise UsageError(f"model '{path}': not a program saved by torch.export.save: {line(error)}") from error
+        raise UsageError(f"model '{path}': not a program saved by torch.export.save: {first_line(error)}") from error
 
 
 def rewritten(data: bytes) -> io.BytesIO:
@@ -97,7 +97,7 @@ def _records(data: bytes) -> dict[str, bytes]:
                 raise Refused("the parts of its archive overlap")
             records = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"not a program saved by torch.export.save: {line(error)}") from error
+        raise Refused(f"not a program saved by torch.export.save: {first_line(error)}") from error
     if len(records) != len(entries):
         raise Refused("two parts of its archive have one name")
     return records
@@ -113,7 +113,7 @@ def _json(records: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         value = json.loads(records[name])
     except (ValueError, RecursionError) as error:
-        raise Refused(f"'{name}' is not JSON: {line(error)}") from error
+        raise Refused(f"'{name}' is not JSON: {first_line(error)}") from error
     return typed(value, dict, name)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE as DTYPES
 
+from quantune.errors import first_line
 from quantune.frontend.foreign import (
     NAME,
     WEIGHT,
     Refused,
     field,
     identifier,
-    line,
     mapping,
     match,
     printable,
@@ -283,7 +283,7 @@ def _structure(text: str) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the structure of its inputs is not JSON: {line(error)}") from error
+        raise Refused(f"the structure of its inputs is not JSON: {first_line(error)}") from error
     if not isinstance(value, list) or len(value) != 2 or value[0] != 1:
         raise Refused("the structure of its inputs is of another version")
     return json.dumps([1, _container(value[1], 0)])

@@ -5,7 +5,7 @@
 
 A convolution accumulates ``sum((q_x - z_x) * q_w) + bias`` in i32, where the bias has the scale ``s_x * s_w``, and
 goes back to eight bits by ``requantize`` (an f32 multiplier), ``requantize_shift`` (power of two scales, integers
-only), ``add`` (two operands, fixed point) or ``average``. No formula here can be changed by contracting a product
+only) or ``add`` (two operands, fixed point). No formula here can be changed by contracting a product
 and a sum into one rounding, and none leaves i32 or f32, so that a vector CPU, a GPU and numpy get the same integers.
 """
 
@@ -247,21 +247,10 @@ def add(
     return _saturate(((total + np.int32(1 << (shift - 1))) >> np.int32(shift)) + np.int32(zero_point), qmin, qmax)
 
 
-def average(
-    total: NDArray[np.int32], count: int, s_in: float, z_in: int, s_out: float, z_out: int, qmin: int, qmax: int
-) -> Integers:
-    """The mean of ``count`` quantized values from their i32 sum.
-
-    ``requantize(total - count * z_in, average_multiplier(count, s_in, s_out), z_out)``.
-    """
-    centred = total.astype(np.int32) - np.int32(count * z_in)
-    return requantize(centred, average_multiplier(count, s_in, s_out), z_out, qmin, qmax)
-
-
-def average_multiplier(count: int, s_in: ArrayLike, s_out: ArrayLike) -> NDArray[np.float32]:
-    """``s_in / (s_out * count)``, computed in f64 and rounded once to f32."""
-    if count < 1:
-        raise ValueError(f"average of {count} values: expected 1 or more")
+def average_multiplier(count: float, s_in: ArrayLike, s_out: ArrayLike) -> NDArray[np.float32]:
+    """What requantizes the sum of ``count`` centred values to their mean: ``s_in / (s_out * count)``, rounded once."""
+    if count == 0:
+        raise ValueError("average of 0 values: expected 1 or more")
     return multiplier(s_in, 1.0, np.asarray(s_out, np.float64) * count)
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mlir_passes.vocabulary import Vocabulary
 from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import Scheme
 
@@ -67,16 +68,10 @@ class ClipRule:
         return min(max(lo, whole[0]), 0.0), max(min(hi, whole[1]), 0.0)
 
 
-CLIPS: dict[str, ClipRule] = {}
+CLIPS: Vocabulary[ClipRule] = Vocabulary("clip rule")
 """By the name in configurations."""
 
-
-def register(rule: ClipRule) -> ClipRule:
-    """Enter a rule; raises ValueError for a name that is taken."""
-    if rule.name in CLIPS:
-        raise ValueError(f"clip rule '{rule.name}' is there already")
-    CLIPS[rule.name] = rule
-    return rule
+register = CLIPS.register
 
 
 def _whole(h: Histogram) -> tuple[float, float]:

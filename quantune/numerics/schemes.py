@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mlir_passes.vocabulary import Vocabulary
 from quantune.numerics.affine import BIAS_LIMIT, LARGEST_SCALE, SMALLEST_SCALE, QuantParams
 
 _ZERO = np.array(0, np.int32)
@@ -156,16 +157,10 @@ class _SymmetricUint8(Scheme):
         return (0, (1 << bits) - 1) if lo >= 0 else super().storage(lo, bits)
 
 
-SCHEMES: dict[str, Scheme] = {}
+SCHEMES: Vocabulary[Scheme] = Vocabulary("scheme")
 """By the name in configurations."""
 
-
-def register(scheme: Scheme) -> Scheme:
-    """Enter a scheme; raises ValueError for a name that is taken."""
-    if scheme.name in SCHEMES:
-        raise ValueError(f"scheme '{scheme.name}' is there already")
-    SCHEMES[scheme.name] = scheme
-    return scheme
+register = SCHEMES.register
 
 
 def is_degenerate(lo: float, hi: float) -> bool:

@@ -40,6 +40,11 @@ def simulate(
     return dict(steps(network, activations, weights, x, shifts=shifts))
 
 
+def full_batch(batch: NDArray, size: int) -> NDArray:
+    """A batch of a program's size: filled up with its first image."""
+    return batch if len(batch) == size else np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
+
+
 def steps(
     network: Network,
     activations: Mapping[str, QuantParams],

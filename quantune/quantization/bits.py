@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.numerics.formats import FORMATS
 from quantune.numerics.formats.base import Format
 
@@ -73,9 +72,8 @@ class LayerBits:
 
 
 def _expected(name: str) -> str:
-    close = difflib.get_close_matches(name, FORMATS, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"expected for example w4 or w4a8, a format of weights, such as w2h or e2m1, or f32{hint}"
+    expected = "expected for example w4 or w4a8, a format of weights, such as w2h or e2m1, or f32"
+    return expected + hint(name, FORMATS)
 
 
 F32 = LayerBits(FLOAT_BITS, FLOAT_BITS)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
 from quantune.numerics.weight_ranges import RULES
 from quantune.quantization.bits import UNIFORM_8, BitWidths
+from quantune.quantization.precisions import PRECISIONS
 
 CHOICES: Mapping[str, Collection[str]] = {
     "scheme": SCHEMES.keys(),
     "clip": CLIPS.keys(),
     "granularity": ("tensor", "channel"),
-    "precision": ("int8", "mixed", "f32", "f16"),
+    "precision": PRECISIONS.keys(),
     "weight_clip": RULES,
     "bias": ("none", "fast", "sequential"),
 }
@@ -53,14 +53,14 @@ class QuantConfig:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise UsageError(f"{name}={value}: expected one of {', '.join(allowed)}{_hint(str(value), allowed)}")
+                raise UsageError(f"{name}={value}: expected one of {', '.join(allowed)}{hint(value, allowed)}")
         if not isinstance(self.bits, BitWidths):
             raise UsageError(f"bits={self.bits!r}: expected BitWidths, such as BitWidths.parse('w4a8')")
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
-        return self.precision in ("f32", "f16")
+        return PRECISIONS[self.precision].is_float
 
     @classmethod
     def parse(cls, line: str) -> QuantConfig:
@@ -73,8 +73,7 @@ class QuantConfig:
                 raise UsageError(f"configuration '{line}': '{item}' is not of the form key=value")
             if key not in names:
                 raise UsageError(
-                    f"configuration '{line}': unknown key '{key}', "
-                    f"expected one of {', '.join(names)}{_hint(key, names)}"
+                    f"configuration '{line}': unknown key '{key}', expected one of {', '.join(names)}{hint(key, names)}"
                 )
             if key in values:
                 raise UsageError(f"configuration '{line}': key '{key}' is given twice")
@@ -113,8 +112,3 @@ class QuantConfig:
 
 LATER: dict[str, Any] = {f.name: f.default for f in fields(QuantConfig)[5:]}
 """The fields that came after the first version, which a line names only where they are not these defaults."""
-
-
-def _hint(value: str, allowed: Collection[str]) -> str:
-    close = difflib.get_close_matches(value, allowed, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

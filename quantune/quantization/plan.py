@@ -10,7 +10,6 @@ keeps its own.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlir_passes.network import FLOAT, INPUT, Network, Node
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.clipping import CLIPS, ClipRule
 from quantune.numerics.formats.base import Format
@@ -32,6 +31,7 @@ from quantune.quantization import constants
 from quantune.quantization.bits import UNIFORM_8, BitWidths
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.constants import Constant, Constants
+from quantune.quantization.precisions import PRECISIONS, QUANTIZED
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,8 @@ class Layout:
 def integer_layers(network: Network, precision: str, bits: BitWidths = UNIFORM_8) -> frozenset[str]:
     """The layers that are asked to run in integers; mixed leaves the first and the last in f32, bits any others."""
     names = [node.name for node in network.layers]
-    asked = {"int8": names, "mixed": names[1:-1]}.get(precision, [])
-    return frozenset(name for name in asked if not bits.of(name).is_float)
+    asked = PRECISIONS[precision].integers
+    return frozenset(name for name in names[asked or slice(0)] if not bits.of(name).is_float)
 
 
 def lay_out(network: Network, layers: frozenset[str]) -> Layout:
@@ -136,7 +136,7 @@ def lay_out(network: Network, layers: frozenset[str]) -> Layout:
 def observed(network: Network) -> tuple[str, ...]:
     """The tensors whose statistics some configuration may ask for, and what the layers read."""
     names = {node.inputs[0]: None for node in network.layers}
-    for precision in ("int8", "mixed"):
+    for precision in QUANTIZED:
         for group in lay_out(network, integer_layers(network, precision)).sources.values():
             names.update(dict.fromkeys(group))
     return tuple(names)
@@ -162,9 +162,8 @@ def activation_bits(network: Network, layout: Layout, bits: BitWidths) -> dict[s
     names = [node.name for node in network.layers]
     for name, _ in bits.layers:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; its layers have names such as {', '.join(names[:3])}"
-            raise UsageError(f"bits: the model has no layer '{name}'{hint}")
+            remedy = hint(name, names) or f"; its layers have names such as {', '.join(names[:3])}"
+            raise UsageError(f"bits: the model has no layer '{name}'{remedy}")
     wanted: dict[str, int] = {}
     for node in network.layers:
         if node.name in layout.integer:

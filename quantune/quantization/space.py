@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
 from quantune.quantization.bits import UNIFORM_8, BitWidths
 from quantune.quantization.config import CHOICES, LATER, QuantConfig
+from quantune.quantization.precisions import QUANTIZED
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution
@@ -21,7 +21,7 @@ PARAMETERS: dict[str, tuple[Any, ...]] = {
     "scheme": tuple(scheme.name for scheme in SCHEMES.values() if scheme.searched),
     "clip": tuple(rule.name for rule in CLIPS.values() if rule.searched),
     "granularity": ("tensor", "channel"),
-    "precision": ("int8", "mixed"),
+    "precision": QUANTIZED,
 }
 """Level 1: the 3*4*2*2*2 = 96 points of the Quantune paper."""
 
@@ -44,9 +44,7 @@ CALIBRATION_SIZES: tuple[int, ...] = PARAMETERS["calib"]
 def parameters(name: str) -> dict[str, tuple[Any, ...]]:
     """The parameters of a space and their values. Raises UsageError for a name that is none of ``SPACES``."""
     if not isinstance(name, str) or name not in SPACES:
-        close = difflib.get_close_matches(str(name), SPACES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"space '{name}': expected one of {', '.join(SPACES)}{hint}")
+        raise UsageError(f"space '{name}': expected one of {', '.join(SPACES)}{hint(name, SPACES)}")
     return SPACES[name]
 
 

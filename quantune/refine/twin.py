@@ -103,15 +103,10 @@ def _other(network: Network, node: Node, result: Node, inputs: list[Tensor], pla
     size, count = network.inputs[0].shape[0], len(inputs[0])
     parts = []
     for first in range(0, count, size):
-        batch = [full(x[first : first + size], size) for x in inputs]
+        batch = [simulate.full_batch(x[first : first + size], size) for x in inputs]
         made = simulate.compute(node, result, plan.activations, plan.weights, batch, shifts=plan.shifts)
         parts.append(made[: count - first])
     return np.concatenate(parts)
-
-
-def full(batch: Tensor, size: int) -> Tensor:
-    """A batch filled up with its first image."""
-    return batch if len(batch) == size else np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])
 
 
 def _layer(node: Node, result: Node, x: Tensor, plan: QuantizationPlan, adjust: Adjust, pool: Executor) -> Tensor:

@@ -36,8 +36,7 @@ def build_report(
 
     default: the configuration a user would get without searching. layers: rows with name, kind, executed and optionally
     macs, sqnr_db, why. rebuild: commands that make the artifact again. warnings: what is odd. rejected: why the best
-    trial's file is not handed out. A latency interval is taken from the score's
-    details (``latency_interval_ms``: two numbers) where present.
+    trial's file is not handed out.
     """
     baseline = result.baseline.score if result.baseline else None
     rows = {id(t): _row(t, "baseline", baseline, result.objective) for t in result.baselines.values()}
@@ -92,7 +91,6 @@ def _row(trial: TuningTrial, kind: str, baseline: Score | None, objective: Objec
 
 def _measurement(score: Score, baseline: Score | None) -> Measurement:
     difference = None if baseline is None else accuracy_difference(score, baseline)
-    interval = score.details.get("latency_interval_ms")
     return Measurement(
         accuracy=score.accuracy,
         accuracy_interval=accuracy_interval(score),
@@ -100,7 +98,6 @@ def _measurement(score: Score, baseline: Score | None) -> Measurement:
         difference_error=None if difference is None or score is baseline else difference.standard_error,
         difference_paired=difference is not None and difference.paired,
         latency_ms=score.latency_ms,
-        latency_interval_ms=(float(interval[0]), float(interval[1])) if interval else None,
         size_bytes=score.size_bytes,
         images=score.images,
     )

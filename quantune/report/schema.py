@@ -20,13 +20,14 @@ class _Part(BaseModel):
 class Measurement(_Part):
     """One artifact, measured. accuracy and its 95 % interval are fractions; difference is against f32, in fractions."""
 
+    model_config = ConfigDict(extra="ignore")  # older records have an interval of the latency that nobody wrote
+
     accuracy: float = Field(ge=0, le=1)
     accuracy_interval: tuple[float, float] | None = None
     difference: float | None = None
     difference_error: float | None = None
     difference_paired: bool = False
     latency_ms: float | None = Field(default=None, gt=0)
-    latency_interval_ms: tuple[float, float] | None = None
     size_bytes: int = Field(ge=0)
     images: int = Field(ge=1)
 

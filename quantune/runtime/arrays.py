@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.errors import RunFailed, UsageError
+from quantune.errors import RunFailed, UsageError, first_line
 
 _NUMBERS = "fiub"
 
@@ -20,7 +20,7 @@ def map_images(path: Path | str) -> NDArray:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file") from error
     except Exception as error:  # numpy and zipfile fail in their own ways, and all of them mean the same
-        raise UsageError(f"{path}: not an .npy file: {_first_line(error)}") from error
+        raise UsageError(f"{path}: not an .npy file: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(images, np.ndarray):
         raise UsageError(f"{path}: an archive of several arrays; expected an .npy file of one")
     if images.ndim < 1 or images.dtype.kind not in _NUMBERS:
@@ -35,9 +35,7 @@ def read_results(source: Path | BinaryIO, where: object = "program") -> NDArray:
         if not isinstance(results, np.ndarray) or results.ndim < 1 or results.dtype.kind not in _NUMBERS:
             raise ValueError("no array of numbers")
     except Exception as error:  # numpy, zipfile and zlib fail in their own ways, and all of them mean the same
-        raise RunFailed(f"{where}: the run wrote no results: {_first_line(error)}", transient=True) from error
+        raise RunFailed(
+            f"{where}: the run wrote no results: {type(error).__name__}: {first_line(error)}", transient=True
+        ) from error
     return results
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

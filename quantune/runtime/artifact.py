@@ -11,7 +11,7 @@ import numpy as np
 
 from quantune.artifact.provenance import Provenance, split
 from quantune.artifact.records import LayerExecution
-from quantune.compiler.targets import device_of
+from quantune.artifact.targets import device_of
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError, refused
 from quantune.process.private import write_atomically
 from quantune.quantization.config import QuantConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from quantune.compiler.targets import GENERIC_ARM, host_identity
+from quantune.artifact.targets import GENERIC_ARM, host_identity
 from quantune.errors import EnvironmentFailure
 from quantune.process import children
 

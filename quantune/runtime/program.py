@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quantune.errors import RunFailed, UsageError
+from quantune.errors import RunFailed, UsageError, first_line
 from quantune.runtime.devices import open_device
 
 PARAMETER_SCOPE = "model"
@@ -124,7 +124,7 @@ class Program:
         try:
             return self._function(*arrays)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise RunFailed(f"{self._where}: {str(error).splitlines()[0]}") from error
+            raise RunFailed(f"{self._where}: {first_line(error)}") from error
 
     def _to_host(self, array: Any) -> np.ndarray:
         """Return a copy of a result.
@@ -183,9 +183,9 @@ def _load_reason(error: Exception, device: str) -> str:
     if "'io_parameters' not registered" in text or "no provider registered" in text:
         return "the program needs its parameters, and none were given"
     if isinstance(error, IndexError) or ("NOT_FOUND" in text and "parameter" in text):
-        return f"a parameter is missing or has another size: {text.splitlines()[0]}"
+        return f"a parameter is missing or has another size: {first_line(error)}"
     if "INCOMPATIBLE" in text:
         return f"the program was compiled for another device than {device}"
     if "FlatBuffer" in text or "empty file" in text:
         return "not a compiled program, or a damaged one; expected a .vmfb that this version of IREE made"
-    return f"IREE cannot load it: {text.splitlines()[0]}"
+    return f"IREE cannot load it: {first_line(error)}"

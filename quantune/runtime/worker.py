@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from quantune.errors import QuantuneError, RunFailed, UsageError
+from quantune.errors import QuantuneError, RunFailed, UsageError, first_line
 from quantune.process import memory, scratch
 from quantune.runtime.arrays import map_images
 from quantune.runtime.measure import Effort, measure, pinned, resident_bytes
@@ -50,7 +50,7 @@ def _answer(job: dict[str, Any], device: str, threads: int) -> dict[str, Any]:
         message = f"{job.get('program', 'the job')}: out of memory"
         return {"error": RunFailed.__name__, "message": message, "transient": True}
     except Exception as error:  # an answer, whatever happens: the other side decides what a failure means
-        message = f"{job.get('program', 'the job')}: {type(error).__name__}: {error}".splitlines()[0]
+        message = f"{job.get('program', 'the job')}: {type(error).__name__}: {first_line(error)}"
         return {"error": RunFailed.__name__, "message": message}
 
 

@@ -15,6 +15,7 @@ from quantune.errors import QuantuneError, UsageError
 from quantune.numerics.clipping import CLIPS
 from quantune.numerics.schemes import SCHEMES
 from quantune.quantization.config import CHOICES, QuantConfig
+from quantune.quantization.precisions import PRECISIONS
 
 METRICS = ("accuracy", "latency", "size")
 
@@ -147,7 +148,7 @@ class Objective:
 def complexity(config: QuantConfig) -> tuple[int, ...]:
     """Orders configurations from simple to involved; decides between equal measurements."""
     return (
-        ("f32", "f16", "int8", "mixed").index(config.precision),
+        PRECISIONS[config.precision].simplicity,
         ("tensor", "channel").index(config.granularity),
         CLIPS[config.clip].simplicity,
         SCHEMES[config.scheme].simplicity,

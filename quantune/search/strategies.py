@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from quantune.errors import UsageError
+from quantune.errors import UsageError, hint
 from quantune.search.features import FeatureHook, Params, enumerate_space, key_of
 from quantune.search.sampler import Prior, XGBoostSampler
 from quantune.search.storage import Direction, make_study
@@ -137,9 +136,7 @@ class Proposal:
 def check(name: str, seed: int) -> None:
     """Raise UsageError for an unknown sampler, or a seed that is not a whole number."""
     if name not in NAMES:
-        close = difflib.get_close_matches(str(name), NAMES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UsageError(f"sampler '{name}': expected one of {', '.join(NAMES)}{hint}")
+        raise UsageError(f"sampler '{name}': expected one of {', '.join(NAMES)}{hint(name, NAMES)}")
     if not isinstance(seed, int):
         raise UsageError(f"seed {seed!r}: expected a whole number")
 

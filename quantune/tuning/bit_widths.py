@@ -27,13 +27,13 @@ from quantune.allocation.solve import optimal, weight_bytes
 from quantune.data.splits import batches
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams, dequantize
+from quantune.numerics.simulate import full_batch
 from quantune.quantization.bits import F32, WEIGHT_BITS, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
 from quantune.refine import twin
 from quantune.runtime.program import Program
 from quantune.tuning.builder import Builder
-from quantune.tuning.calibrating import full_batch
 from quantune.tuning.compiling import Built
 
 CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)

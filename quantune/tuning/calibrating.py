@@ -18,6 +18,7 @@ from quantune.compiler.targets import Target
 from quantune.data.splits import Split, batches
 from quantune.errors import UsageError
 from quantune.frontend.imported import ImportedModel
+from quantune.numerics.simulate import full_batch
 from quantune.quantization import calibration
 from quantune.quantization.calibration import Statistics, Summarizer
 from quantune.quantization.plan import observed
@@ -169,10 +170,3 @@ def _one_a_thread(path: Path, function: str = "main") -> Callable[[], Program]:
         return own.program
 
     return load
-
-
-def full_batch(images: np.ndarray, size: int) -> np.ndarray:
-    """Pad the last batch by repeating its first image."""
-    if len(images) == size:
-        return images
-    return np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])

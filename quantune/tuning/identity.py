@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from quantune.compiler.targets import host_identity
+from quantune.artifact.targets import host_identity
 from quantune.data.splits import Split
 from quantune.runtime.host import processor_name
 from quantune.tuning.builder import Builder

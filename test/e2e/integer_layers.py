@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import run_on_cpu
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from torch_mlir import ir
 
 from mlir_passes.cpu.isa import VARIANTS
 from mlir_passes.pipeline import Pipeline
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-run_on_cpu = importlib.import_module("run_on_cpu")
 
 _LINES = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
 _FLAGS = {flag.replace("_", "") for line in _LINES if line.startswith("flags") for flag in line.split()}

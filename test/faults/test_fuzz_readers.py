@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +13,16 @@ from typing import Any
 
 import fuzz
 import numpy as np
+import pt2_files
 import pytest
 import sizes
 import torch
 from fuzz import hold, text, variants
 from obligations import Obligation
-from safetensors.torch import save
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
-
-import pt2_files
 from refusals import refusal
+from safetensors.torch import save
 from test_sources_fuzz import readings
+from torch import nn
 
 from quantune.allocation.table import parse_size
 from quantune.artifact.provenance import Measured, Provenance, attach, split

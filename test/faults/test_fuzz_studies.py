@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,6 @@ import sizes
 from fuzz import hold, variants
 from obligations import Obligation
 from optuna.distributions import CategoricalDistribution
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
-
 from tuner_bench import quick_disk as quick_disk
 
 from quantune.search.scores import Score

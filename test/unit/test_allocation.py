@@ -16,7 +16,7 @@ from mlir_passes.network import Network, Node
 from quantune.allocation.amp import Alone, sqnr
 from quantune.allocation.base import Allocation, Budget, Column, Problem, Scores
 from quantune.allocation.orthogonality import Orthogonality, importance, orthogonality, outputs
-from quantune.allocation.output_error import OutputError, bound, norms
+from quantune.allocation.output_error import OutputNorm, bound, norms
 from quantune.allocation.solve import optimal, weight_bytes
 from quantune.allocation.sqnr import Sqnr
 from quantune.allocation.table import PROPOSERS, SCORERS, parse_size, proposer, scorer
@@ -133,7 +133,7 @@ def test_the_bound_is_mean_plus_sample_deviation_over_root_delta() -> None:
 
 
 def test_output_error_is_that_of_the_weights_and_grows_as_bits_go() -> None:
-    scores = OutputError(images=3)(Fake())
+    scores = OutputNorm(images=3)(Fake())
     assert set(scores) == {"a", "b", "c", "d"}
     for row in scores.values():
         assert row[W2] > row[W4] > row[W8] > 0
@@ -141,8 +141,8 @@ def test_output_error_is_that_of_the_weights_and_grows_as_bits_go() -> None:
 
 def test_output_error_counts_activations_only_where_they_may_differ() -> None:
     narrow, wide = LayerBits(4, 4), LayerBits(4, 8)
-    scores = OutputError(images=1)(Fake(choices=(narrow, wide)))
-    plain = OutputError(images=1)(Fake(choices=(wide,)))
+    scores = OutputNorm(images=1)(Fake(choices=(narrow, wide)))
+    plain = OutputNorm(images=1)(Fake(choices=(wide,)))
     for name, row in scores.items():
         assert row[narrow] > row[wide] > plain[name][wide]
 
@@ -244,7 +244,7 @@ def test_relative_errors_do_not_see_how_channels_are_scaled() -> None:
                 for found in super().observe(tensors, images):
                     yield {name: factor * tensor for name, tensor in found.items()}
 
-        return OutputError(images=2, relative=relative)(Scaled())["c"][W2]
+        return OutputNorm(images=2, relative=relative)(Scaled())["c"][W2]
 
     assert scored(8.0, relative=True) == pytest.approx(scored(1.0, relative=True), rel=1e-4)
     assert scored(8.0, relative=False) == pytest.approx(8 * scored(1.0, relative=False), rel=1e-4)

@@ -12,7 +12,7 @@ from torch import nn
 from quantune.allocation.amp import Alone
 from quantune.allocation.base import Allocation, Budget, Problem
 from quantune.allocation.controls import Parameters
-from quantune.allocation.output_error import OutputError
+from quantune.allocation.output_error import OutputNorm
 from quantune.allocation.solve import optimal
 from quantune.compiler.targets import Target
 from quantune.data.sources import Items
@@ -158,7 +158,7 @@ def test_a_budget_by_size_and_one_by_layer_costs_hold_together(allocator: Alloca
     names = [node.name for node in allocator.network.layers]
     latency = {name: {choice: float(choice.weights) for choice in CHOICES} for name in names}
     size = Budget(allocator.sizes, allocator.eight_bits // 2)
-    found = allocator.allocate(OutputError(4), [size, Budget(latency, 12, "latency", "ms")])
+    found = allocator.allocate(OutputNorm(4), [size, Budget(latency, 12, "latency", "ms")])
     assert found.costs["size"] <= allocator.eight_bits // 2
     assert found.costs["latency"] == sum(found.bits.of(name).weights for name in names) <= 12
     assert allocator.weight_bytes(found.bits) == found.costs["size"]

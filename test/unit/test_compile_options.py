@@ -26,6 +26,22 @@ def test_options_of_a_search_are_refused_without_one(
 
 
 @pytest.mark.parametrize(
+    "option",
+    [
+        ("--config", "clip=kl"), ("--emit", "qdq"), ("--target", "cpu"), ("--target-cpu", "znver4"),
+        ("--cuda-arch", "sm_80"), ("--vulkan-target", "ada"), ("--device", "tcp://board:7433"),
+        ("--memory-limit", "2GB"), ("--print-ir-after-all",), ("--dump-ir-dir", "ir"),
+    ],
+    ids=lambda option: option[0],
+)  # fmt: skip
+def test_what_making_again_would_ignore_is_refused(option: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compile.main(["--like", "a.vmfb", *option]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert option[0] in line
+    assert "leave out" in line
+
+
+@pytest.mark.parametrize(
     ("name", "line"),
     [
         ("wde", "space 'wde': expected one of paper, wide (did you mean wide?)"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -17,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_server import TOKEN, in_thread
+from device_server import greet, in_thread
 
 from quantune.artifact.provenance import Provenance, attach
 from quantune.artifact.records import Processor
 from quantune.compiler.inspect import required_processor
 from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.targets import Target
-from quantune.device import connection, identity, protocol, server
+from quantune.device import connection, identity, protocol
 from quantune.device.address import Address
 from quantune.device.client import Device
-from quantune.device.protocol import PROTOCOL, Broken, Channel
-from quantune.device.server import Limits, Server
-from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed, UsageError
+from quantune.device.protocol import PROTOCOL, Broken
+from quantune.device.server import Limits
+from quantune.errors import EnvironmentFailure, RunFailed, UsageError
 from quantune.runtime.engines import LocalRunner
 from quantune.runtime.host import this_host
 from quantune.runtime.measure import Effort
@@ -96,11 +95,6 @@ def device(address: Address) -> Iterator[Device]:
     device = Device(address)
     yield device
     device.close()
-
-
-def greet(address: Address) -> connection.Known:
-    with contextlib.closing(Device(address)) as device:
-        return device.known
 
 
 # What it answers
@@ -195,76 +189,6 @@ def test_a_target_that_it_cannot_run_is_refused_before_anything_is_sent(device: 
 
 
 # Who is let in
-
-
-@pytest.mark.parametrize(
-    ("token", "error", "message"),
-    [
-        ("another horse battery staple", UsageError, "the token is wrong"),
-        ("", UsageError, "wants a token; set QUANTUNE_DEVICE_TOKEN"),
-    ],
-)
-def test_a_wrong_token(tmp_path: Path, token: str, error: type[QuantuneError], message: str) -> None:
-    with (
-        in_thread(tmp_path) as (_, address),
-        pytest.raises(error, match=message),
-    ):
-        greet(dataclasses.replace(address, token=token))
-
-
-def test_a_token_where_none_is_asked_for(tmp_path: Path) -> None:
-    with in_thread(tmp_path, token=None) as (_, address):
-        with pytest.raises(UsageError, match="wants no token; is it the right device"):
-            greet(dataclasses.replace(address, token=TOKEN))
-        assert greet(address).processors > 0
-
-
-def test_a_server_that_does_not_know_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "same", lambda given, expected: True)  # it lets everybody in
-    with (
-        in_thread(tmp_path, token="what somebody else made up") as (_, address),
-        pytest.raises(UsageError, match="does not know the token"),
-    ):
-        greet(dataclasses.replace(address, token=TOKEN))
-
-
-def test_the_token_is_not_on_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = bytearray()
-    sendall = Channel.send
-
-    def spy(self: Channel, header: dict, data: bytes | None = None) -> None:
-        seen.extend(repr(header).encode() + (data or b""))
-        sendall(self, header, data)
-
-    monkeypatch.setattr(Channel, "send", spy)
-    with in_thread(tmp_path) as (_, address):
-        assert greet(address).iree
-    assert b"proof" in seen
-    assert TOKEN.encode() not in seen
-
-
-def test_too_many_wrong_tokens(tmp_path: Path) -> None:
-    with in_thread(tmp_path) as (_, address):
-        wrong = dataclasses.replace(address, token="another horse battery staple")
-        for _ in range(5):
-            with pytest.raises(UsageError, match="the token is wrong"):
-                greet(wrong)
-        with pytest.raises(EnvironmentFailure, match="too many wrong tokens; try again in a minute"):
-            greet(address)
-
-
-@pytest.mark.parametrize(
-    ("host", "token", "message"),
-    [
-        ("0.0.0.0", None, "without a token would let anybody run programs here"),
-        ("::", None, "without a token would let anybody run programs here"),
-        ("127.0.0.1", "short", "the token has 5 letters; expected 16 or more"),
-        ("no.such.host.invalid", TOKEN, "address no.such.host.invalid:0"),
-    ],
-)
-def test_places_and_tokens_that_are_refused(tmp_path: Path, host: str, token: str | None, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Server(host, 0, token=token, store=tmp_path)
 
 
 def test_versions_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.refine": names("numpy torch mlir_passes.network .numerics .quantization"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .numerics .quantization"),
     "quantune.compiler": names("numpy iree torch_mlir mlir_passes .artifact .cache .process .quantization"),
-    "quantune.runtime": names("numpy iree .artifact .compiler .process .quantization"),
+    "quantune.runtime": names("numpy iree .artifact .process .quantization"),
     "quantune.device": names("numpy .artifact .compiler .process .runtime .versions"),
     "quantune.cluster": names("numpy distributed .artifact .device .process .runtime"),
     "quantune.search": names("numpy scipy optuna sqlalchemy grpc xgboost .numerics .process .quantization"),
@@ -112,8 +112,8 @@ def imports(where: Path, source: str) -> Iterator[tuple[str, int, bool]]:
 def part(name: str) -> str:
     """The part of the program, or the third-party package, that the full name of a module or of a thing in it is in."""
     parts = name.split(".")
-    if re.fullmatch(r"mlir_passes\.(network|functions|ops)(\.[A-Z]\w*|\.(traits|room)_of|\.rooms)?", name):
-        return "mlir_passes.network"  # functions and the tables of the operations are plain data, as the network is
+    if re.fullmatch(r"mlir_passes\.(network|functions|vocabulary|ops)(\.[A-Z]\w*|\.(traits|room)_of|\.rooms)?", name):
+        return "mlir_passes.network"  # functions and tables, those of the operations too, are data, as the network is
     if parts[0] == "quantune" and len(parts) > 1 and f"quantune.{parts[1]}" in ALLOWED:
         return f"quantune.{parts[1]}"
     return parts[0]

@@ -70,7 +70,7 @@ def test_random_models_keep_the_scale_of_their_signals() -> None:
         (ModelRequest(":factory"), "model ':factory': expected torchvision:NAME"),
         (
             ModelRequest("torchvision:resnet81"),
-            "torchvision has no classification model 'resnet81'; did you mean 'resnet18'?",
+            "torchvision has no classification model 'resnet81' (did you mean resnet18?)",
         ),
         (ModelRequest("torchvision:zzz"), "torchvision has no classification model 'zzz'"),
         (ModelRequest("builtin:zzz"), "no builtin model 'zzz'; there is mobilenet_v2_shapes"),

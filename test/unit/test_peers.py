@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +12,10 @@ from hypothesis import strategies as st
 
 from quantune.errors import RunFailed, UsageError
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmark"
-sys.path.insert(0, str(BENCHMARKS))  # where a script of this folder finds its parts
-try:
-    peers = importlib.import_module("peers_lib.values")
-    contestants = importlib.import_module("peers_lib.contestants")
-    contest = importlib.import_module("peers_lib.contest")
-    machine = importlib.import_module("peers_lib.machine")
-finally:
-    sys.path.remove(str(BENCHMARKS))
+peers = importlib.import_module("peers_lib.values")
+contestants = importlib.import_module("peers_lib.contestants")
+contest = importlib.import_module("peers_lib.contest")
+machine = importlib.import_module("peers_lib.machine")
 
 TIMES = st.lists(st.floats(0.01, 1000), min_size=1, max_size=15)
 

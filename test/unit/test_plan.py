@@ -341,7 +341,7 @@ def test_bits_are_those_of_the_layer_and_of_the_widest_reader() -> None:
 
 
 def test_bits_of_a_layer_that_is_not_there_are_told_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"the model has no layer 'ste'; did you mean stem\?") as error:
+    with pytest.raises(UsageError, match=r"the model has no layer 'ste' \(did you mean stem\?\)") as error:
         make_plan(RESNET, _ramps(), QuantConfig.parse("bits=w8/w4:ste"))
     assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="its layers have names such as stem, c1, c2"):

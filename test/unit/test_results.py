@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from quantune.errors import UsageError
 from quantune.quantization.space import PARAMETERS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmark"))
 tables = importlib.import_module("results_lib.tables")
 document = importlib.import_module("results_lib.document")
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,12 @@ import pytest
 from quantune.errors import UsageError
 from quantune.quantization.predictions import ARCHITECTURE
 
-BENCHMARK = Path(__file__).parents[1] / "benchmark"
-sys.path.insert(0, str(BENCHMARK))
-try:
-    replay: Any = importlib.import_module("search_replay")
-    figures: Any = importlib.import_module("search_replay_lib.figures")
-    methods: Any = importlib.import_module("search_replay_lib.methods")
-    paper: Any = importlib.import_module("search_replay_lib.paper")
-    tables: Any = importlib.import_module("search_replay_lib.tables")
-    transfer_store: Any = importlib.import_module("transfer_store")
-finally:
-    sys.path.remove(str(BENCHMARK))
+replay: Any = importlib.import_module("search_replay")
+figures: Any = importlib.import_module("search_replay_lib.figures")
+methods: Any = importlib.import_module("search_replay_lib.methods")
+paper: Any = importlib.import_module("search_replay_lib.paper")
+tables: Any = importlib.import_module("search_replay_lib.tables")
+transfer_store: Any = importlib.import_module("transfer_store")
 
 HEADER = "model,precision,calib_images,granularity,clipping,scheme,accuracy\n"
 

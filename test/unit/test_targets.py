@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlir_passes.cpu.isa import VARIANTS
+from quantune.artifact.targets import DEVICES, device_of
 from quantune.cli import compile
 from quantune.compiler import pipelines, targets
 from quantune.compiler.targets import Target
@@ -63,13 +64,14 @@ class _Toy(targets.Backend):
 def test_a_target_from_outside_is_parsed_lowered_for_and_offered(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert targets.device_of("toy:x") is None
+    assert device_of("toy:x") is None
     toy = _Toy("toy", "cpu", "any name", "--toy-chip", "NAME", "chip of the toy target", aliases=("plaything",))
     monkeypatch.setattr(targets, "BACKENDS", {"toy": toy, "cuda": targets.BACKENDS["cuda"]})
+    monkeypatch.setitem(DEVICES, "toy", ("toy", "toys"))
     target = targets.parse("plaything:x")
-    assert (str(target), target.flags(), target.device(threads=2)) == ("toy:x", ("--toy=x",), "toy")
+    assert (str(target), target.flags(), target.device(threads=2)) == ("toy:x", ("--toy=x",), "toys")
     assert (target.kernels(), target.on_processor, target.is_host) == (None, False, False)
-    assert targets.device_of("toy:x", 4) == "toy"
+    assert device_of("toy:x") == "toy"
     assert pipelines.target_passes(target, "int8") == "quantune-to-nhwc,canonicalize"
     with pytest.raises(SystemExit):
         compile.parser().parse_args(["--help"])
@@ -84,6 +86,7 @@ def test_no_target_is_entered_twice() -> None:
 
 
 def test_devices() -> None:
+    assert set(DEVICES) == set(targets.BACKENDS)
     cpu = Target("cpu")
     assert (cpu.driver, cpu.device(threads=1), cpu.device(threads=2)) == ("local-sync", "local-sync", "local-task")
     assert Target("vulkan").device(threads=4) == "vulkan"

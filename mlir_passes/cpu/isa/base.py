@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mlir_passes.vocabulary import Vocabulary
+
 if TYPE_CHECKING:
     from mlir_passes.kernels.text import Kernel
 
@@ -56,16 +58,10 @@ class Isa:
         raise NotImplementedError
 
 
-VARIANTS: dict[str, Isa] = {}
+VARIANTS: Vocabulary[Isa] = Vocabulary("instruction set")
 """By the name that the pass's option ``features`` takes; of each architecture the fastest first."""
 
-
-def register(isa: Isa) -> Isa:
-    """Enter an instruction set; raises ValueError for a name that is taken."""
-    if isa.name in VARIANTS:
-        raise ValueError(f"instruction set '{isa.name}' is there already")
-    VARIANTS[isa.name] = isa
-    return isa
+register = VARIANTS.register
 
 
 def in_cpuinfo(feature: str) -> str:

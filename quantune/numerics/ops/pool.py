@@ -27,6 +27,6 @@ def integer(node: Node, x: Operands) -> Tensor | None:
         return None if target is None else reduced(node, values, np.maximum, target.qmin)
     total = reduced(node, values.astype(np.int32) - int(s_x.zero_point), np.add, 0).astype(np.int32).reshape(node.shape)
     if target is None:
-        return total.astype(np.float32) * affine.multiplier(s_x.scale, 1.0, node.divisor)
-    m = affine.multiplier(s_x.scale, 1.0, np.float64(target.scale) * node.divisor)
+        return total.astype(np.float32) * affine.average_multiplier(node.divisor, s_x.scale, 1.0)
+    m = affine.average_multiplier(node.divisor, s_x.scale, target.scale)
     return np.clip(affine.requantize(total, m, target.zero_point, target.qmin, target.qmax), x.lo, x.hi)
