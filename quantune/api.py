@@ -145,7 +145,7 @@ def compile(
         evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place))
         builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
-        _ = evaluator.images
+        evaluator.take_up()
         peaks.begin("calibration")
         progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
         proxies = Proxies(imported.network, builder.plans.scales, builder.calibration.statistics)

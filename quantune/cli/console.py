@@ -175,7 +175,7 @@ def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, 
 
 def _top1(score: Score) -> str:
     """The accuracy; ~ before what was estimated from the first images, because the trial stopped early."""
-    return ("~" if "stopped_early" in score.details else "") + f"{score.accuracy:.2%}"
+    return ("" if score.stopped_of is None else "~") + f"{score.accuracy:.2%}"
 
 
 def _duration(seconds: float) -> str:

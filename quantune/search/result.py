@@ -106,7 +106,7 @@ def _finalists(trials: Sequence[TuningTrial]) -> list[TuningTrial]:
 
 
 def to_time(trials: Sequence[TuningTrial], count: int) -> list[TuningTrial]:
-    """Of ranked trials the first ``count``, and the best of every program (``details["program"]``) not among them.
+    """Of ranked trials the first ``count``, and the best of every program not among them.
 
     A program is timed once during a search: one bad moment must not decide over all of its configurations.
     """
@@ -120,7 +120,7 @@ def to_time(trials: Sequence[TuningTrial], count: int) -> list[TuningTrial]:
 
 
 def _program(trial: TuningTrial) -> str | None:
-    return None if trial.score is None else trial.score.details.get("program")
+    return None if trial.score is None else trial.score.program
 
 
 def with_latencies(trials: Iterable[TuningTrial], latencies: Mapping[QuantConfig, float]) -> list[TuningTrial]:

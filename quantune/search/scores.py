@@ -33,14 +33,19 @@ class Score:
     """The measurement of one artifact.
 
     accuracy: top-1 as a fraction of `images`. latency_ms: per call, None when not measured. size_bytes: the artifact.
-    details: JSON values that travel along; ``correct`` (see `pack_correct`) makes differences between artifacts paired.
+    correct: which images were answered right (see `pack_correct`); makes differences between artifacts paired. program:
+    the sha256 of what ran; trials of one program share its latency. seconds: what each step took. stopped_of: how many
+    images there are where a trial stopped early, after `images`; its accuracy is an estimate for all then.
     """
 
     accuracy: float
     latency_ms: float | None
     size_bytes: int
     images: int
-    details: Mapping[str, Any] = field(default_factory=dict)
+    correct: str | None = None
+    program: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    stopped_of: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.accuracy <= 1.0:  # also false for NaN
@@ -59,7 +64,12 @@ class Score:
             "latency_ms": None if self.latency_ms is None else float(self.latency_ms),
             "size_bytes": int(self.size_bytes),
             "images": int(self.images),
-            "details": dict(self.details),
+            "details": {
+                "correct": self.correct,
+                "program": self.program,
+                "seconds": dict(self.seconds),
+                "stopped_early": None if self.stopped_of is None else {"of": self.stopped_of},
+            },
         }
 
     @classmethod
@@ -73,9 +83,20 @@ class Score:
                 raise ValueError(f"not a score: {name} is {value[name]!r}, expected a number")
         if value["latency_ms"] is not None and not isinstance(value["latency_ms"], int | float):
             raise ValueError(f"not a score: latency_ms is {value['latency_ms']!r}, expected a number or null")
-        if not isinstance(value["details"], Mapping):
-            raise ValueError(f"not a score: details is {value['details']!r}, expected an object")
-        return cls(**value)
+        return cls(*(value[name] for name in names[:-1]), **_details(value["details"]))
+
+
+def _details(value: object) -> dict[str, Any]:
+    """The fields of a `Score` that its measurement may lack."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"not a score: details is {value!r}, expected an object")
+    stopped, seconds = value.get("stopped_early"), value.get("seconds", {})
+    found = {"correct": value.get("correct"), "program": value.get("program")}
+    fits = all(text is None or isinstance(text, str) for text in found.values())
+    fits = fits and isinstance(seconds, Mapping) and all(isinstance(each, int | float) for each in seconds.values())
+    if not fits or not (stopped is None or (isinstance(stopped, Mapping) and isinstance(stopped.get("of"), int))):
+        raise ValueError("not a score: details are not those of a measurement")
+    return {**found, "seconds": seconds, "stopped_of": None if stopped is None else stopped["of"]}
 
 
 @dataclass(frozen=True)
@@ -158,7 +179,7 @@ def complexity(config: QuantConfig) -> tuple[int, ...]:
 
 
 def pack_correct(correct: Sequence[bool] | np.ndarray) -> str:
-    """One bit per image (answered right or not) as base64 text, for ``Score.details["correct"]``."""
+    """One bit per image (answered right or not) as base64 text, for ``Score.correct``."""
     return base64.b64encode(np.packbits(np.asarray(correct, dtype=bool)).tobytes()).decode("ascii")
 
 
@@ -202,9 +223,8 @@ def accuracy_difference(score: Score, baseline: Score) -> Difference:
     """
     n = min(score.images, baseline.images)
     value = score.accuracy - baseline.accuracy
-    bits = score.details.get("correct"), baseline.details.get("correct")
-    if score.images == baseline.images and all(isinstance(b, str) for b in bits):
-        mine, theirs = (unpack_correct(str(b), n) for b in bits)
+    if score.images == baseline.images and score.correct is not None and baseline.correct is not None:
+        mine, theirs = (unpack_correct(bits, n) for bits in (score.correct, baseline.correct))
         won, lost = int(np.sum(mine & ~theirs)), int(np.sum(~mine & theirs))
         return Difference(value, math.sqrt(max(0.0, won + lost - (won - lost) ** 2 / n)) / n, n, paired=True)
     variance = sum(s.accuracy * (1 - s.accuracy) / s.images for s in (score, baseline))

@@ -117,7 +117,6 @@ def floor_of(objective: Objective, best: Score | None, baseline: Score | None) -
         reference = best
     elif reference is not None and objective.max_drop is not None:
         allowed = int(objective.max_drop * reference.images + 1e-6)
-    bits = None if reference is None else reference.details.get("correct")
-    if reference is None or not isinstance(bits, str):
+    if reference is None or reference.correct is None:
         return None
-    return Floor(unpack_correct(bits, reference.images), allowed)
+    return Floor(unpack_correct(reference.correct, reference.images), allowed)

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -95,14 +96,11 @@ class Evaluator:
         )
         self._own = [each for each in (self._runner, self._timer) if each not in (place.runner, place.timer)]
         self._folder = scratch.kept("trials")
-        self._images: Materialized | None = None
-        self._labels = np.empty(0, np.int64)
         self._floor: Floor | None = None
-        self._scores: dict[str, Score] = {}  # of a program with its numbers
-        self._measured: dict[str, tuple[str, Score]] = {}  # by the builder's identity: the program, and the score
-        self._programs: dict[QuantConfig, str] = {}
-        self._files: dict[str, Files] = {}  # of a program: itself, and some set of its numbers
-        self._latency: dict[str, float] = {}
+        self._by_identity: dict[str, Score] = {}  # of plans that are equal: `Builder.identity`
+        self._by_content: dict[str, Score] = {}  # of programs with equal numbers: `Built.key`
+        self._files: dict[str, Files] = {}  # by the program's sha256: itself, and some set of its numbers
+        self._latency: dict[str, float] = {}  # in ms, by the program's sha256
 
     def __enter__(self) -> Self:
         return self
@@ -114,19 +112,15 @@ class Evaluator:
             each.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @property
-    def images(self) -> Path:
-        """The evaluation images as a file that workers map, in the order of evaluation; written at the first use."""
-        return self._taken_up.images
+    def take_up(self) -> Materialized:
+        """Have the evaluation images as a file that workers map, in the order of evaluation; UsageError for labels.
 
-    @property
+        Written at the first call.
+        """
+        return self._taken_up
+
+    @cached_property
     def _taken_up(self) -> Materialized:
-        if self._images is None:
-            self._images = self._take_up()
-            self._labels = self._images.labels
-        return self._images
-
-    def _take_up(self) -> Materialized:
         folder = self.builder.cache.root / "images"
         key = content_key(self.split.fingerprint, "in a random order, with a digest")[:32]
         order = hashed_order(len(self.split))
@@ -147,26 +141,25 @@ class Evaluator:
 
     def __call__(self, config: QuantConfig) -> Score:
         """Build and measure one configuration; any failure is an exception with the reason."""
-        _ = self.images  # wrong labels are told before anything is compiled
+        self.take_up()  # wrong labels are told before anything is compiled
         self._runner.start()
         self._timer.start()
         identity = self.builder.identity(config)
-        known = self._measured.get(identity)
-        if known is None or not self._suffices(known[1]):
+        score = self._by_identity.get(identity)
+        if score is None or not self._suffices(score):
             built = self.builder.build(config)
-            score = self._scores.get(built.key)  # numbers may agree where plans do not
+            score = self._by_content.get(built.key)  # numbers may agree where plans do not
             if score is None or not self._suffices(score):
                 try:
-                    score = self._scores[built.key] = self._measure(built)
+                    score = self._by_content[built.key] = self._measure(built)
                 except NotFinite as error:
                     raise self._explained(error, config) from error
-            known = self._measured[identity] = built.program.sha256, score
-        self._programs[config] = known[0]
-        return known[1]
+            self._by_identity[identity] = score
+        return score
 
     def _suffices(self, score: Score) -> bool:
         """Whether a trial need not be measured again: one that stopped early stands only while others may stop."""
-        return self._floor is not None or score.images == len(self._labels)
+        return self._floor is not None or score.stopped_of is None
 
     def _measure(self, built: Built) -> Score:
         start = time.monotonic()
@@ -177,31 +170,27 @@ class Evaluator:
         sha, paused_at = built.program.sha256, time.monotonic()
         if sha not in self._latency:
             self._latency[sha] = self._time([self._keep(built)], QUICK)[0]
-        details = {
-            "correct": pack_correct(right),
-            "program": sha,
-            "seconds": {
-                **built.seconds, "evaluation": seconds, "latency": time.monotonic() - paused_at,
-                "measuring": time.monotonic() - start,
-            },
-        }  # fmt: skip
-        accuracy = float(right.mean())
-        if len(right) < len(self._labels):
+        ended, total = time.monotonic(), len(self.split)
+        steps = {**built.seconds, "evaluation": seconds, "latency": ended - paused_at, "measuring": ended - start}
+        accuracy, stopped = float(right.mean()), len(right) < total
+        if stopped:
             assert self._floor is not None
-            details["stopped_early"] = {"of": len(self._labels), "share_of_these": accuracy}
             accuracy = self._floor.estimate(right)
-        return Score(accuracy, self._latency[sha], built.size_bytes, len(right), details)
+        return Score(
+            accuracy, self._latency[sha], built.size_bytes, len(right),
+            correct=pack_correct(right), program=sha, seconds=steps, stopped_of=total if stopped else None,
+        )  # fmt: skip
 
     def _answers(self, built: Built, numbers: Path | None) -> tuple[NDArray[np.bool_], float]:
         """Which images are answered right, of the first ones until the floor stops it, and the seconds that took."""
-        total = len(self._labels)
+        total = len(self.split)
         key = content_key("answers", built.key, self._taken_up.digest)
         known = self.builder.cache.read(key, ".correct", lambda data: unpack_correct(data.decode(), total))
         if known is not None:
             return known, 0.0
         start, right = time.monotonic(), np.zeros(0, bool)
         for end in (*(looks(total) if self._floor is not None else ()), total):
-            logits = self._runner.run(built.program.path, numbers, self.images, len(right), end)
+            logits = self._runner.run(built.program.path, numbers, self._taken_up.images, len(right), end)
             right = np.concatenate([right, self._right(logits, len(right))])
             if end < total and self._floor is not None and self._floor.stops(right):
                 return right, time.monotonic() - start
@@ -216,11 +205,12 @@ class Evaluator:
 
     def _program(self, config: QuantConfig) -> str:
         """The sha256 of a configuration's program, whose files are at hand from then on."""
-        if config not in self._programs or self._programs[config] not in self._files:
-            built = self.builder.build(config)
-            self._programs[config] = built.program.sha256
-            self._keep(built)
-        return self._programs[config]
+        known = self._by_identity.get(self.builder.identity(config))
+        if known is not None and known.program in self._files:
+            return known.program
+        built = self.builder.build(config)
+        self._keep(built)
+        return built.program.sha256
 
     def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, float]:
         """Latencies in ms of a configuration's program, as trials measure it, and of a file with its numbers inside."""
@@ -229,9 +219,9 @@ class Evaluator:
 
     def verify(self, path: Path) -> float:
         """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""
-        _ = self.images  # the labels are known from then on
+        images = self._taken_up.images
         self._runner.renew()
-        return float(self._right(self._runner.run(path, None, self.images, 0, len(self._labels)), 0).mean())
+        return float(self._right(self._runner.run(path, None, images, 0, len(self.split)), 0).mean())
 
     @contextlib.contextmanager
     def _numbers(self, built: Built) -> Iterator[Path | None]:
@@ -268,13 +258,13 @@ class Evaluator:
         return self._files[sha]
 
     def _time(self, programs: list[Files], effort: Effort) -> list[float]:
-        samples = self._timer.time(programs, self.images, effort)
+        samples = self._timer.time(programs, self._taken_up.images, effort)
         if isinstance(self._timer, LocalTimer):
             self.builder.programs.peaks.child("measurement", self._timer.peak_bytes)
         return [sample.quartiles[1] for sample in samples]
 
     def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
-        return finite(logits, first).argmax(axis=1) == self._labels[first : first + len(logits)]
+        return finite(logits, first).argmax(axis=1) == self._taken_up.labels[first : first + len(logits)]
 
     def _explained(self, error: NotFinite, config: QuantConfig) -> QuantuneError:
         index = self.split.indices[hashed_order(len(self.split))[error.row]]

@@ -53,7 +53,7 @@ def measure(model: str, calib: str, evaluation: str, target: str) -> tuple[list[
                 "accuracy": score.accuracy,
                 "size_bytes": score.size_bytes,
                 "images": score.images,
-                "program": score.details["program"][:12],
+                "program": (score.program or "")[:12],
                 "seconds": round(time.monotonic() - start, 2),
             }
 

@@ -86,14 +86,14 @@ def main(argv: list[str] | None = None) -> int:
         ):
             table.add_column(heading)
         with Evaluator(builder, splits[1]) as evaluator:
-            _ = evaluator.images
+            evaluator.take_up()
             for line in CONFIGURATIONS:
                 config = QuantConfig.parse(line)
                 start = time.monotonic()
                 builder.plan(config)
                 plan = time.monotonic() - start
                 score = evaluator(config)
-                total, spent = time.monotonic() - start, score.details["seconds"]
+                total, spent = time.monotonic() - start, score.seconds
                 rest = total - plan - sum(spent[k] for k in ("passes", "compile", "evaluation"))
                 cells = (plan, spent["passes"], spent["compile"], spent["evaluation"], rest, total)
                 table.add_row(line, *(f"{value:.2f}" for value in cells), f"{score.latency_ms:.2f}")

@@ -163,7 +163,7 @@ def _plain(model: api.ImportedModel, data: Sequence[str], count: int, console: C
                 model, parse("cpu"), calib=calib, cache=ArtifactCache(Path(folder)), sizes=(config.calib,)
             )
             evaluator = stack.enter_context(Evaluator(builder, evaluation))
-            _ = evaluator.images  # a plain tool has decoded images too
+            evaluator.take_up()  # a plain tool has decoded images too
             marks = [time.monotonic()]
             builder.plan(config)
             marks.append(time.monotonic())

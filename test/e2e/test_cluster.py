@@ -166,7 +166,7 @@ def test_a_search_that_counts_there_finds_the_same(uri: str, tmp_path: Path) -> 
 
     there, here = search("there", evaluate_on=uri), search("here")
     found = [
-        {str(t.config): t.score.details["correct"] for t in result.tuning.trials if t.score is not None}
+        {str(t.config): t.score.correct for t in result.tuning.trials if t.score is not None}
         for result in (there, here)
     ]
     assert len(found[0]) >= 2

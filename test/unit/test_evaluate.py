@@ -31,10 +31,12 @@ CHANNEL = QuantConfig(granularity="channel")
     latency=st.none() | st.floats(1e-6, 1e6),
     size=st.integers(0, 10**12),
     images=st.integers(1, 10**6),
-    details=st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.integers())),
+    texts=st.tuples(*[st.none() | st.text()] * 2),
+    seconds=st.dictionaries(st.text(), st.floats(0, 1e9)),
+    stopped_of=st.none() | st.integers(1, 10**6),
 )
-def test_score_json_round_trip(accuracy, latency, size, images, details) -> None:
-    score = Score(accuracy, latency, size, images, details)
+def test_score_json_round_trip(accuracy, latency, size, images, texts, seconds, stopped_of) -> None:
+    score = Score(accuracy, latency, size, images, *texts, seconds, stopped_of)
     assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
 
 
@@ -60,12 +62,24 @@ def test_score_reader_raises_only_value_error(value: object) -> None:
         ({"images": "many"}, "images is 'many'"),
         ({"latency_ms": "1"}, "latency_ms is '1', expected a number or null"),
         ({"details": []}, "details is \\[\\], expected an object"),
+        ({"details": {"correct": 1}}, "details are not those of a measurement"),
+        ({"details": {"program": []}}, "details are not those of a measurement"),
+        ({"details": {"seconds": {"passes": "1"}}}, "details are not those of a measurement"),
+        ({"details": {"stopped_early": {"of": "8"}}}, "details are not those of a measurement"),
+        ({"details": {"stopped_early": 8}}, "details are not those of a measurement"),
         ({"more": 1}, "expected an object with accuracy"),
     ],
 )
 def test_score_reader_names_what_is_wrong(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"not a score: {message}"):
         Score.from_json({**F32.to_json(), **change})
+
+
+def test_scores_of_older_studies_are_read() -> None:
+    stopped = {"of": 80, "share_of_these": 0.5}
+    value = {**F32.to_json(), "details": {"correct": "gA==", "stopped_early": stopped, "another": 1}}
+    assert Score.from_json(value) == Score(0.80, 10.0, 4000, 1000, "gA==", stopped_of=80)
+    assert Score.from_json({**F32.to_json(), "details": {}}) == F32
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
@@ -76,7 +90,7 @@ def test_correct_bits_round_trip(bits: list[bool]) -> None:
 def test_paired_difference_is_the_standard_error_of_the_paired_mean() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random(500) < 0.8, rng.random(500) < 0.7
-    scores = [Score(float(c.mean()), None, 1, 500, {"correct": pack_correct(c)}) for c in (a, b)]
+    scores = [Score(float(c.mean()), None, 1, 500, pack_correct(c)) for c in (a, b)]
     difference = accuracy_difference(*scores)
     per_image = a.astype(float) - b.astype(float)
     assert difference.paired
@@ -88,7 +102,7 @@ def test_difference_without_bits_is_wider_and_says_so() -> None:
     rng = np.random.default_rng(0)
     a = rng.random(500) < 0.8
     b = a ^ (rng.random(500) < 0.02)
-    bits = [Score(float(c.mean()), None, 1, 500, {"correct": pack_correct(c)}) for c in (a, b)]
+    bits = [Score(float(c.mean()), None, 1, 500, pack_correct(c)) for c in (a, b)]
     bare = [Score(s.accuracy, None, 1, 500) for s in bits]
     assert accuracy_difference(*bare).standard_error > 2 * accuracy_difference(*bits).standard_error
     assert "unpaired" in str(accuracy_difference(*bare))
@@ -101,7 +115,7 @@ def test_standard_errors_and_intervals_by_hand() -> None:
     assert difference.standard_error == pytest.approx(math.sqrt(0.8 * 0.2 / 100 + 0.5 * 0.5 / 400))
     # Of 8 images 3 won and 1 lost.
     bits = [pack_correct(c) for c in ([1, 1, 1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0])]
-    mine, theirs = (Score(n / 8, None, 1, 8, {"correct": b}) for n, b in zip((4, 2), bits, strict=True))
+    mine, theirs = (Score(n / 8, None, 1, 8, b) for n, b in zip((4, 2), bits, strict=True))
     paired = accuracy_difference(mine, theirs)
     assert (paired.value, paired.images, paired.paired) == (0.25, 8, True)
     assert paired.standard_error == pytest.approx(math.sqrt(3 + 1 - 2**2 / 8) / 8)
@@ -113,7 +127,7 @@ def test_standard_errors_and_intervals_by_hand() -> None:
 
 
 def test_answers_to_other_images_are_not_paired() -> None:
-    bits = {"correct": pack_correct([True] * 8)}
+    bits = pack_correct([True] * 8)
     assert not accuracy_difference(Score(1.0, None, 1, 8, bits), Score(1.0, None, 1, 7, bits)).paired
     assert not accuracy_difference(Score(1.0, None, 1, 8, bits), Score(1.0, None, 1, 8)).paired
     assert accuracy_difference(Score(0.9, None, 1, 7), Score(0.9, None, 1, 9)).images == 7

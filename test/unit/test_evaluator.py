@@ -25,7 +25,7 @@ from quantune.numerics.simulate import simulate
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import load
 from quantune.search.result import TuningTrial
-from quantune.search.scores import unpack_correct
+from quantune.search.scores import Score, unpack_correct
 from quantune.search.stopping import FEWEST, Floor
 from quantune.tuning import evaluator as evaluator_module
 from quantune.tuning.builder import Builder
@@ -78,6 +78,11 @@ def evaluator(cache: ArtifactCache) -> Iterator[Evaluator]:
         yield made
 
 
+def _answers(score: Score) -> NDArray[np.bool_]:
+    assert score.correct is not None
+    return unpack_correct(score.correct, score.images)
+
+
 def _expected(evaluator: Evaluator, config: QuantConfig) -> NDArray[np.bool_]:
     plan, network = evaluator.builder.plan(config), evaluator.builder.model.network
     activations, weights = ({}, {}) if plan is None else (plan.activations, plan.weights)
@@ -94,7 +99,7 @@ def test_scores(evaluator: Evaluator, config: QuantConfig) -> None:
     assert score.images == 20
     assert score.latency_ms > 0
     assert score.size_bytes == evaluator.builder.build(config).size_bytes
-    np.testing.assert_array_equal(unpack_correct(score.details["correct"], 20), expected)
+    np.testing.assert_array_equal(_answers(score), expected)
 
 
 def test_configurations_that_compute_the_same_are_measured_once(
@@ -125,7 +130,7 @@ def test_answers_are_the_outputs_on_other_images(evaluator: Evaluator) -> None:
 def test_one_latency_serves_a_program(evaluator: Evaluator) -> None:
     other = QuantConfig(calib=3, scheme="symmetric")
     assert evaluator(other).latency_ms == evaluator(INT8).latency_ms
-    assert evaluator(other).details["program"] == evaluator(INT8).details["program"]
+    assert evaluator(other).program == evaluator(INT8).program
 
 
 def test_artifacts_are_verified_by_another_process(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_answers_are_found_again_by_another_session(evaluator: Evaluator, monkey
         monkeypatch.setattr(later._runner, "run", None)
         again = later(INT8)
     assert (again.accuracy, again.images, again.size_bytes) == (score.accuracy, score.images, score.size_bytes)
-    assert again.details["correct"] == score.details["correct"]
+    assert again.correct == score.correct
 
 
 def _reversed(path: Path) -> bytes:
@@ -232,22 +237,22 @@ def test_reversed_images_in_the_cache_change_no_accuracy(
     cache = ArtifactCache(tmp_path)
     builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3, 1000))
     with Evaluator(builder, _split(20, 2)) as first:
-        _ = first.images  # written, and nothing was measured on them
+        first.take_up()  # written, and nothing was measured on them
     damaged = _reversed(sorted((tmp_path / "images").glob(part))[-1])
     with Evaluator(builder, _split(20, 2)) as second:
         score = second(INT8)
-        assert second.images.read_bytes() != damaged
+        assert second.take_up().images.read_bytes() != damaged
     assert "is damaged (its content does not fit its digest)" in caplog.text
-    assert score.details["correct"] == evaluator(INT8).details["correct"]
+    assert score.correct == evaluator(INT8).correct
     with Evaluator(builder, _split(20, 2)) as third:
-        assert third(INT8).details["correct"] == score.details["correct"]
+        assert third(INT8).correct == score.correct
 
 
 @pytest.mark.parametrize("entry", [b"", b"AAAAAA==", b"not base64", b"\xff", b"AAD/"])
 def test_answers_that_cannot_be_of_these_images_are_counted_again(
     evaluator: Evaluator, tmp_path: Path, entry: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = evaluator(INT8).details["correct"]
+    expected = evaluator(INT8).correct
     cache = evaluator.builder.cache
     key = evaluator_module.content_key("answers", evaluator.builder.build(INT8).key, evaluator._taken_up.digest)
     assert cache.get_bytes(key, ".correct") == expected.encode()
@@ -255,7 +260,7 @@ def test_answers_that_cannot_be_of_these_images_are_counted_again(
         path.unlink()
     cache.put(key, entry, ".correct")
     with Evaluator(evaluator.builder, _split(20, 2)) as later:
-        assert later(INT8).details["correct"] == expected
+        assert later(INT8).correct == expected
     assert cache.get_bytes(key, ".correct") == expected.encode()
 
 
@@ -266,7 +271,7 @@ def test_labels_of_one_class_are_told(cache: ArtifactCache, caplog: pytest.LogCa
 
     builder = Builder(_model(nn.Flatten()), HOST, cache=cache)
     with Evaluator(builder, Split(Same(4, 2), (0, 1, 2, 3))) as made, caplog.at_level("WARNING"):
-        _ = made.images
+        made.take_up()
     assert "noise: all 4 evaluation images have the label 1" in caplog.text
 
 
@@ -276,21 +281,21 @@ def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: 
     with Evaluator(builder, _split(images, 5)) as evaluator:
         full = evaluator(INT8)
         assert full.images == images
-        assert "stopped_early" not in full.details
-        right = unpack_correct(full.details["correct"], images)
+        assert full.stopped_of is None
+        right = _answers(full)
         other = QuantConfig(calib=3, scheme="symmetric")
         evaluator.set_floor(Floor(np.ones(images, bool)))
         monkey = evaluator._right
         evaluator._right = lambda logits, first: monkey(logits, first) & (np.arange(len(logits)) % 2 == 0)
         stopped = evaluator(other)
         assert stopped.images == images // 8
-        assert stopped.details["stopped_early"] == {"of": images, "share_of_these": stopped.accuracy}
-        assert len(unpack_correct(stopped.details["correct"], stopped.images)) == stopped.images
+        assert stopped.stopped_of == images
+        assert len(_answers(stopped)) == stopped.images
         evaluator._right = monkey
         assert evaluator(other) is stopped  # the floor only rises
         evaluator.set_floor(Floor(right, allowed=images))
-        evaluator._scores.clear()
-        evaluator._measured.clear()
+        evaluator._by_content.clear()
+        evaluator._by_identity.clear()
         assert evaluator(other).images == images
         evaluator.set_floor(None)
         assert evaluator(other).images == images
@@ -311,7 +316,7 @@ def test_an_accuracy_in_parts_is_that_of_each_image_with_its_own_label(
     assert parts == [(0, images // 8), (images // 8, images // 4), (images // 4, images // 2), (images // 2, images)]
     assert 0 < expected.sum() < images
     assert (score.accuracy, score.images) == (expected.mean(), images)
-    np.testing.assert_array_equal(unpack_correct(score.details["correct"], images), expected)
+    np.testing.assert_array_equal(_answers(score), expected)
 
 
 def test_a_stopped_trial_has_the_accuracy_that_the_floor_estimates(cache: ArtifactCache) -> None:
@@ -326,7 +331,7 @@ def test_a_stopped_trial_has_the_accuracy_that_the_floor_estimates(cache: Artifa
         evaluator.set_floor(floor)
         score = evaluator(INT8)
     assert score.images == first
-    assert score.details["stopped_early"] == {"of": images, "share_of_these": answers.mean()}
+    assert score.stopped_of == images
     assert score.accuracy == floor.estimate(answers)
     assert abs(score.accuracy - answers.mean()) > 0.05
 
@@ -344,7 +349,7 @@ def test_old_images_are_deleted_when_there_are_too_many(cache: ArtifactCache, mo
     paths = []
     for seed in (11, 12):
         with Evaluator(builder, _split(100, seed)) as made:
-            paths.append(made.images)
+            paths.append(made.take_up().images)
     assert not paths[0].exists()
     assert paths[1].is_file()
 

@@ -220,7 +220,7 @@ def test_options_that_a_line_leaves_out_have_their_defaults() -> None:
 
 
 def test_a_row_has_the_difference_to_f32_and_its_error() -> None:
-    bits = [{"correct": pack_correct(c)} for c in ([1] * 80 + [0] * 20, [0] * 3 + [1] * 78 + [0] * 19)]
+    bits = [pack_correct(c) for c in ([1] * 80 + [0] * 20, [0] * 3 + [1] * 78 + [0] * 19)]
     f32 = dataclasses.replace(F32, score=Score(0.80, 10.0, 4000, 100, bits[0]))
     kept = dataclasses.replace(BEST, score=Score(0.78, 4.0, 1000, 100, bits[1]))
     made = report(result([kept], f32))

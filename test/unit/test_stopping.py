@@ -151,8 +151,8 @@ def test_bad_numbers(allowed: int, error: float) -> None:
 
 
 def test_the_floor_of_an_objective() -> None:
-    def score(right: list[int], **details: object) -> Score:
-        return Score(sum(right) / len(right), 1.0, 1, len(right), {"correct": pack_correct(right), **details})
+    def score(right: list[int]) -> Score:
+        return Score(sum(right) / len(right), 1.0, 1, len(right), pack_correct(np.array(right)))
 
     f32, best = score([1] * 90 + [0] * 10), score([1] * 80 + [0] * 20)
     found = floor_of(Objective("accuracy", 0.05), best, f32)

@@ -272,8 +272,8 @@ def test_latencies_of_finalists_decide(tmp_path: Path) -> None:
 
 def test_the_best_of_every_program_is_timed_again() -> None:
     def trial(number: int, program: str | None) -> TuningTrial:
-        details = {} if program is None else {"program": program}
-        return TuningTrial(number, QuantConfig(calib=number + 1), "complete", Score(0.8, 1.0, 1, 10, details))
+        score = Score(0.8, 1.0, 1, 10, program=program)
+        return TuningTrial(number, QuantConfig(calib=number + 1), "complete", score)
 
     trials = [trial(i, program) for i, program in enumerate(("a", "a", "b", None, "b", "c", "a", None))]
     assert [t.number for t in to_time(trials, 2)] == [0, 1, 2, 5]

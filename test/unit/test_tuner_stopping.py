@@ -42,8 +42,8 @@ class Bench:
         for count in looks(IMAGES) if self.floor is not None else ():
             if self.floor is not None and self.floor.stops(right[:count]):
                 estimate = self.floor.estimate(right[:count])
-                return Score(estimate, 1.0, 100, count, {"correct": pack_correct(right[:count])})
-        return Score(float(right.mean()), 1.0, 100, IMAGES, {"correct": pack_correct(right)})
+                return Score(estimate, 1.0, 100, count, pack_correct(right[:count]))
+        return Score(float(right.mean()), 1.0, 100, IMAGES, pack_correct(right))
 
 
 @pytest.fixture
