@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,24 +16,17 @@ from quantune.frontend.files import SUFFIXES, import_file
 from quantune.frontend.imported import ImportedModel, read_model
 from quantune.process import memory, places
 from quantune.quantization.config import QuantConfig
-from quantune.quantization.predictions import Proxies
-from quantune.quantization.space import DEFAULT_SPACE, configs, distributions, parameters
 from quantune.runtime.artifact import Artifact
-from quantune.search.progress import Budget, TuningEvent
-from quantune.search.sampler import STARTUPS_WITH_PRIOR
+from quantune.search.progress import Budget
 from quantune.search.scores import Objective
-from quantune.search.strategies import check as check_strategy
-from quantune.search.tuner import tune
 from quantune.tuning.bits_wanted import BitsWanted
 from quantune.tuning.builder import Builder
 from quantune.tuning.evaluator import Evaluator
-from quantune.tuning.guidance import guide
-from quantune.tuning.identity import study_identity
-from quantune.tuning.measuring import device_target, measuring
+from quantune.tuning.measuring import Machines, device_target
 from quantune.tuning.notices import Notices
 from quantune.tuning.outcome import Result, finish
-from quantune.tuning.request import ModelOptions, Origin
-from quantune.tuning.smallest import first_configurations
+from quantune.tuning.request import ModelOptions, Origin, Progress
+from quantune.tuning.searching import Search
 
 if TYPE_CHECKING:
     import torch
@@ -43,20 +34,6 @@ if TYPE_CHECKING:
     from quantune.zoo.recipes import Recipe
 
     ModelLike = str | Path | ImportedModel | torch.nn.Module | torch.export.ExportedProgram
-
-FLOATS = (QuantConfig(precision="f32"), QuantConfig(precision="f16"))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a long call may tell how far it is. Every hook may be left out."""
-
-    on_stage: Callable[[str], None] = lambda text: None
-    on_calibration: Callable[[int, int], None] = lambda done, total: None
-    on_event: Callable[[TuningEvent], None] = lambda event: None
-    on_training: Callable[[float, str], None] = lambda done, text: None
-    on_screening: Callable[[int, int], None] = lambda done, total: None
-    on_refining: Callable[[int, int], None] = lambda done, total: None
 
 
 def compile(
@@ -112,25 +89,20 @@ def compile(
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
-    wanted = BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk)
-    objective, max_drop = ("size", smallest_within) if wanted.smallest_within is not None else (objective, max_drop)
-    goal = Objective(objective, max_drop)
-    Budget(max_trials, time_budget_s)  # what can be refused at once is refused before the model is imported
-    check_strategy(sampler, seed)
-    if space is None:
-        space = "wide" if smallest_within is not None else DEFAULT_SPACE
-    points, precisions = configs(space), parameters(space)["precision"]
-    memory.check(memory_limit)
-    if not isinstance(threads, int) or threads < 1:
-        raise UsageError(f"threads {threads!r}: expected a whole number, 1 or more")
+    goal = Objective(objective, max_drop) if smallest_within is None else Objective("size", smallest_within)
+    search = Search(  # what can be refused at once is refused before the model is imported
+        objective=goal, budget=Budget(max_trials, time_budget_s), space=space, sampler=sampler, seed=seed,
+        bits=BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk),
+        storage=storage, retry_failed=retry_failed, transfer=transfer, early_stop=early_stop,
+    )  # fmt: skip
+    machines = Machines(
+        parse(target) if isinstance(target, str) else target, device, evaluate_on, threads, memory_limit
+    )
     folder = places.folder(out, "output folder")
     cache, peaks, notices = cache or ArtifactCache(), memory.Peaks(), Notices()
     with contextlib.ExitStack() as held:
         held.enter_context(notices.listening())
-        place = measuring(
-            parse(target) if isinstance(target, str) else target,
-            device=device, evaluate_on=evaluate_on, threads=threads, cache=cache,
-        )  # fmt: skip
+        place = machines.reach(cache)
         held.callback(place.close)
         calib_split, eval_split = search_images(calib, eval)
         progress.on_stage("importing the model")
@@ -143,53 +115,13 @@ def compile(
             memory_limit=memory_limit, peaks=peaks, origin=Origin.of(model, calib, eval, options),
         ))  # fmt: skip
         evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place))
-        builder.prepare(FLOATS[: 1 if objective == "accuracy" else 2], calibration=True)  # as `tune` measures them
+        builder.prepare(search.baselines, calibration=True)
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         evaluator.take_up()
-        peaks.begin("calibration")
-        progress.on_stage(f"calibrating on {min(len(calib_split), 10_000)} images")
-        proxies = Proxies(imported.network, builder.plans.scales, builder.calibration.statistics)
-        if wanted.is_allocated:
-            progress.on_stage("scoring the layers")
-            precisions = ("int8",)  # layers that stay f32 would break a size
-        found = first_configurations(wanted, evaluator, proxies, points, progress.on_stage)
-        bits, first = list(dict.fromkeys(config.bits for config in found.first)), list(found.first)
-        if smallest_within is not None:
-            max_trials = max(max_trials or 0, len(first))
-        builder.prepare(first[:1])
-        progress.on_stage(f"predicting {len(points)} configurations")
-        builder.prepare(proxies.upcoming(first, precisions, max_trials, STARTUPS_WITH_PRIOR, builder.identity, points))
-        searched = distributions(bits, precisions, space)
-        screen = sampler == "xgboost" and (max_trials is None or max_trials > len(first))
-        hooks = progress.on_stage, progress.on_screening
-        known = guide(evaluator, proxies, searched, *hooks, screen=screen, transfer=transfer)
-        peaks.begin("search")
-        progress.on_stage("searching")
-        tuning = tune(
-            evaluator,
-            folder,
-            objective=goal,
-            fingerprint=study_identity(builder, eval_split, threads, place.device),
-            sampler=sampler,
-            seed=seed,
-            max_trials=max_trials,
-            time_budget_s=time_budget_s,
-            baselines=FLOATS,
-            first=first,
-            space=searched,
-            features=known.features,
-            prior=known.prior,
-            past=known.past,
-            retime=evaluator.retime,
-            set_floor=evaluator.set_floor if early_stop else None,
-            on_event=progress.on_event,
-            identity=builder.identity,
-            storage=storage,
-            retry_failed=retry_failed,
-        )
+        tuning, notes = search.run(evaluator, folder, progress, peaks)
         if tuning.interrupted:
             builder.close(stop=True)
-        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=found.notes)
+        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=notes)
 
 
 def quantize(

@@ -12,6 +12,7 @@ from quantune.compiler.probe import needed_processor
 from quantune.compiler.targets import Target
 from quantune.device.client import Device
 from quantune.errors import EnvironmentFailure, UsageError
+from quantune.process import memory
 from quantune.runtime.devices import lacking, open_device
 from quantune.runtime.engines import Runner, Timer
 from quantune.runtime.host import this_host
@@ -40,6 +41,28 @@ class Measuring:
         for each in (self.runner, self.timer):
             if each is not None:
                 each.close()
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What is compiled for and where that is measured (see `measuring`), on how many threads, within which memory."""
+
+    target: Target
+    device: str | None = None
+    evaluate_on: str | None = None
+    threads: int = 1
+    memory_limit: str | int | None = None
+
+    def __post_init__(self) -> None:
+        memory.check(self.memory_limit)
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise UsageError(f"threads {self.threads!r}: expected a whole number, 1 or more")
+
+    def reach(self, cache: ArtifactCache) -> Measuring:
+        """Reach whoever measures; whoever asks for it closes it."""
+        return measuring(
+            self.target, cache=cache, device=self.device, evaluate_on=self.evaluate_on, threads=self.threads
+        )
 
 
 def measuring(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from quantune.data.choice import names_one_set
 from quantune.errors import UsageError
 from quantune.quantization.config import QuantConfig
+from quantune.search.progress import TuningEvent
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long call may tell how far it is. Every hook may be left out."""
+
+    on_stage: Callable[[str], None] = lambda text: None
+    on_calibration: Callable[[int, int], None] = lambda done, total: None
+    on_event: Callable[[TuningEvent], None] = lambda event: None
+    on_training: Callable[[float, str], None] = lambda done, text: None
+    on_screening: Callable[[int, int], None] = lambda done, total: None
+    on_refining: Callable[[int, int], None] = lambda done, total: None
 
 
 @dataclass(frozen=True)
