@@ -10,6 +10,7 @@ Options follow a question mark, ``imagefolder:val?resize=232&crop=224``; every k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from quantune.data.files import ImageFolder, Npz
 from quantune.errors import UsageError, hint
 from quantune.user_code import call_factory
 
-KINDS = ("builtin", "imagefolder", "npz")
 ROLES = ("calibration", "evaluation")
 MOST_ITEMS = 20_000_000
 """More than the largest public sets of images; a length beyond is a mistake, and drawing from it would not end."""
@@ -41,7 +41,7 @@ _EXPECTED = "expected builtin:shapes, builtin:digits, imagefolder:DIR, npz:FILE 
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference: kind is one of ``KINDS`` or "factory", target what follows the colon."""
+    """A parsed reference: kind is one of ``SOURCES`` or "factory", target what follows the colon."""
 
     text: str
     kind: str
@@ -64,11 +64,11 @@ class Reference:
             if key in options:
                 raise UsageError(f"{where}: option '{printable(key)}' is given twice")
             options[key] = value
-        if kind in KINDS:
+        if kind in SOURCES:
             return cls(text, kind, target, tuple(options.items()))
         names = [*kind.split("."), target]
         if not all(name.isidentifier() for name in names):
-            raise UsageError(f"{where}: {_EXPECTED}{hint(kind, KINDS)}")
+            raise UsageError(f"{where}: {_EXPECTED}{hint(kind, SOURCES)}")
         return cls(text, "factory", f"{kind}:{target}", tuple(options.items()))
 
     @property
@@ -92,7 +92,7 @@ class Reference:
         options = {key: value for key, value in self.options if key != "count"}
         if self.kind == "builtin":
             options.setdefault("split", role)
-        target = str(self.path.resolve()) if self.kind in ("imagefolder", "npz") else self.target
+        target = str(self.path.resolve()) if self.kind in SOURCES and SOURCES[self.kind].is_path else self.target
         return (self.kind, target, tuple(sorted(options.items())))
 
     def open(self, role: str, *, limited: bool = True) -> ImageSource:
@@ -109,6 +109,26 @@ class Reference:
         if count > len(source):
             raise UsageError(f"data '{printable(self.text)}': count={count}, but there are {len(source)} images")
         return Subset(source, hashed_order(len(source))[:count])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of source.
+
+    open: (reference, its options but ``count``, role) -> the images. is_path: whether what follows the colon is a file
+    or a folder.
+    """
+
+    open: Callable[[Reference, dict[str, str], str], ImageSource]
+    is_path: bool = False
+
+
+SOURCES: dict[str, Source] = {
+    "builtin": Source(lambda reference, options, role: open_builtin(reference.target, options, role)),
+    "imagefolder": Source(lambda reference, options, role: ImageFolder(reference.path, options, role), is_path=True),
+    "npz": Source(lambda reference, options, role: Npz(reference.path, options, role), is_path=True),
+}
+"""By what stands before the colon; anything else is the user's own function."""
 
 
 def open_source(reference: str, role: str) -> ImageSource:
@@ -169,16 +189,12 @@ class Factory(Items):
     """``PACKAGE.MODULE:FACTORY``: what a user's function returns."""
 
     def __init__(self, target: str) -> None:
-        super().__init__(call_factory(target, KINDS), target)
+        super().__init__(call_factory(target, SOURCES), target)
 
 
 def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSource:
-    if reference.kind == "builtin":
-        return open_builtin(reference.target, options, role)
-    if reference.kind == "imagefolder":
-        return ImageFolder(reference.path, options, role)
-    if reference.kind == "npz":
-        return Npz(reference.path, options, role)
+    if reference.kind in SOURCES:
+        return SOURCES[reference.kind].open(reference, options, role)
     options_of(options, ("count",), reference.target)
     return Factory(reference.target)
 

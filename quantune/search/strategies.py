@@ -19,12 +19,19 @@ from quantune.search.sampler import Prior, XGBoostSampler
 from quantune.search.storage import Direction, make_study
 from quantune.search.transfer import PastStudy
 
-NAMES = ("xgboost", "random", "grid", "genetic", "tpe")
+SAMPLERS: dict[str, Callable[[int], BaseSampler] | None] = {
+    "xgboost": None,
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "genetic": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+}
+"""Name -> a sampler of a seed; None for our own, which hears more. grid and random draw where no list is possible."""
 _REPEATS, _REPEATS_AT_LARGE = 20, 500
 
 
 class Strategy:
-    """Proposes points under one of `NAMES`.
+    """Proposes points under one of `SAMPLERS`.
 
     grid and random walk the points not yet visited, in order and shuffled: Optuna's own samplers of these names cannot
     be resumed by ask-and-tell (grid) and repeat points (random). genetic and tpe do repeat points, which are answered
@@ -100,23 +107,19 @@ class Strategy:
         return Proposal(dict(unvisited[self._draw(len(known), len(unvisited))]), {})
 
     def _sampler(self, known: int, reference: float | None) -> BaseSampler:
-        seed = (self._seed + 1_000_003 * known) % 2**32
-        if self._name == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
-        if self._name == "genetic":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=8)
-        if self._name == "xgboost":
-            past = self._past if reference is not None else ()
-            return XGBoostSampler(
-                seed=self._seed,
-                space=self._space,
-                features=self._features,
-                prior=self._prior,
-                past=past,
-                reference=reference if past else None,
-                identity=self._identity,
-            )
-        return optuna.samplers.RandomSampler(seed=seed)
+        make = SAMPLERS[self._name]
+        if make is not None:
+            return make((self._seed + 1_000_003 * known) % 2**32)
+        past = self._past if reference is not None else ()
+        return XGBoostSampler(
+            seed=self._seed,
+            space=self._space,
+            features=self._features,
+            prior=self._prior,
+            past=past,
+            reference=reference if past else None,
+            identity=self._identity,
+        )
 
     def _same(self, params: Params) -> Hashable:
         return key_of(params, self._space) if self._identity is None else self._identity(params)
@@ -135,8 +138,8 @@ class Proposal:
 
 def check(name: str, seed: int) -> None:
     """Raise UsageError for an unknown sampler, or a seed that is not a whole number."""
-    if name not in NAMES:
-        raise UsageError(f"sampler '{name}': expected one of {', '.join(NAMES)}{hint(name, NAMES)}")
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler '{name}': expected one of {', '.join(SAMPLERS)}{hint(name, SAMPLERS)}")
     if not isinstance(seed, int):
         raise UsageError(f"seed {seed!r}: expected a whole number")
 
