@@ -74,14 +74,11 @@ class QuantSpec:
         zero_points: Iterable[int] | None = None,
         *,
         axis: int,
-        storage_min: int = -127,
-        storage_max: int = 127,
-        signed: bool = True,
     ) -> QuantSpec:
-        """One scale and zero point (default 0) for each channel along `axis`."""
+        """One scale and zero point (default 0) for each channel along `axis`, in s8 from -127."""
         scales = tuple(float(scale) for scale in scales)
         points = (0,) * len(scales) if zero_points is None else tuple(int(point) for point in zero_points)
-        return cls(scales, points, storage_min, storage_max, signed, axis)
+        return cls(scales, points, -127, 127, signed=True, axis=axis)
 
     @classmethod
     def from_type(cls, quant_type: ir.Type | None) -> QuantSpec:

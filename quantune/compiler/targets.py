@@ -218,11 +218,6 @@ class Target:
         """Return the iree-compile flags of this target."""
         return self.backend.flags(self.detail)
 
-    @property
-    def is_arm(self) -> bool:
-        """Whether ``cpu`` is the name of a 64-bit Arm processor that quantune knows."""
-        return self.on_processor and _is_arm(self.detail)
-
     def kernels(self) -> str | None:
         """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
         return self.backend.kernels(self.detail)

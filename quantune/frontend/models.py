@@ -174,7 +174,7 @@ def _torchvision_model(request: ModelRequest, name: str) -> nn.Module:
     return model
 
 
-def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int], images: int = 8) -> None:
+def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """Give a model with random weights batch norm statistics of its own activations: signals keep their scale."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -187,7 +187,7 @@ def calibrate_batch_norms(model: nn.Module, shape: tuple[int, int, int], images:
     for dropout in dropouts:
         dropout.eval()
     with torch.no_grad():
-        model(torch.randn(images, *shape))
+        model(torch.randn(8, *shape))
     model.eval()
 
 

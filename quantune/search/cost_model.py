@@ -41,15 +41,14 @@ class CostModel:
         self._mean = 0.0
         self._scale = 0.0
 
-    def fit(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> CostModel:
+    def fit(self, x: np.ndarray, y: np.ndarray) -> CostModel:
         """Learn from rows x (n, columns) and finite values y (n,); one row or constant values give a constant model."""
         if len(x) != len(y) or len(y) == 0:
             raise ValueError(f"{len(x)} rows and {len(y)} values: expected the same number, at least one")
         if not np.all(np.isfinite(y)):
             raise ValueError("values to learn from must be finite")
-        weights = np.ones(len(y)) if weights is None else weights
-        self._mean = float(np.average(y, weights=weights))
-        self._scale = float(np.sqrt(np.average((y - self._mean) ** 2, weights=weights)))
+        self._mean = float(np.mean(y))
+        self._scale = float(np.sqrt(np.mean((y - self._mean) ** 2)))
         self._boosters = []
         if self._scale <= 1e-12 * max(1.0, abs(self._mean)) or x.shape[1] == 0:
             self._scale = 0.0
@@ -59,7 +58,7 @@ class CostModel:
         rng = np.random.default_rng(self._seed)
         target = (y - self._mean) / self._scale
         for _ in range(self._options.members):
-            data = xgboost.DMatrix(x, target, weight=weights * rng.exponential(size=len(y)), nthread=1)
+            data = xgboost.DMatrix(x, target, weight=rng.exponential(size=len(y)), nthread=1)
             self._boosters.append(xgboost.train(self._parameters(int(rng.integers(2**31))), data, self._options.rounds))
         return self
 
