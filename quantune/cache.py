@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def default_root() -> Path:
-    """Return the user's cache folder: $XDG_CACHE_HOME/quantune, or ~/.cache/quantune.
+    """The user's cache folder: $XDG_CACHE_HOME/quantune, or ~/.cache/quantune.
 
     Raises EnvironmentFailure for a user without a home.
     """
@@ -42,7 +42,7 @@ def default_root() -> Path:
 
 
 def content_key(*parts: bytes | str) -> str:
-    """Return the sha256 (hex) of the parts; their boundaries count, so ("a", "b") and ("ab",) differ."""
+    """The sha256 (hex) of the parts; their boundaries count, so ("a", "b") and ("ab",) differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -82,14 +82,14 @@ class ArtifactCache:
         return self.root / "quarantine"
 
     def get(self, key: str, kind: str = "") -> Path | None:
-        """Return the file of an entry, or None. An entry whose bytes changed is moved aside and counts as absent."""
+        """The file of an entry, or None. An entry whose bytes changed is moved aside and counts as absent."""
         for path in self._candidates(key, kind):
             if self._checked(path) is not None:
                 return path
         return None
 
     def get_bytes(self, key: str, kind: str = "") -> bytes | None:
-        """Return the bytes of an entry, or None; like get, for small blobs."""
+        """The bytes of an entry, or None; like get, for small blobs."""
         for path in self._candidates(key, kind):
             if (data := self._checked(path)) is not None:
                 return data
@@ -111,7 +111,7 @@ class ArtifactCache:
         return data
 
     def read(self, key: str, kind: str, parse: Callable[[bytes], T]) -> T | None:
-        """Return what ``parse`` makes of an entry's bytes, or None. What it refuses (ValueError) is moved aside."""
+        """What ``parse`` makes of an entry's bytes, or None. What it refuses (ValueError) is moved aside."""
         data = self.get_bytes(key, kind)
         if data is None:
             return None
@@ -150,7 +150,7 @@ class ArtifactCache:
         return self._spare / name
 
     def size_bytes(self) -> int:
-        """Return the bytes all entries occupy."""
+        """The bytes all entries occupy."""
         return sum(size for _, size, _ in self._entries())
 
     def _candidates(self, key: str, kind: str) -> list[Path]:

@@ -29,7 +29,7 @@ class _Cut(Exception):
 
 
 def announce(program: bytes) -> bytes:
-    """Return the program with the comment that announces a record; IREE does not read that far."""
+    """The program with the comment that announces a record; IREE does not read that far."""
     if not program.startswith(_ENTRY) or program[-22:-18] != _END or program[-2:] != b"\0\0":
         raise RunFailed("the program is not laid out as a zip archive; IREE writes one unless it is told otherwise")
     return program[:-2] + len(ANNOUNCEMENT).to_bytes(2, "little") + ANNOUNCEMENT
@@ -52,7 +52,7 @@ def check_end(data: bytes, where: str) -> None:
 
 
 def _end(data: bytes) -> int:
-    """Return where the archive ends."""
+    """Where the archive ends."""
     at = 0
     while (kind := _bytes(data, at, 4)) == _ENTRY:
         packed, _, name, extra = _read(data, at + 18, "<IIHH")
@@ -81,7 +81,7 @@ def _padded(data: bytes, at: int) -> int:
 
 
 def _packed64(extra: bytes) -> int:
-    """Return the stored size of an entry that has it in 64 bits: the second number of the zip64 field."""
+    """The stored size of an entry that has it in 64 bits: the second number of the zip64 field."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         if kind == 1 and size >= 16 and len(extra) >= 20:

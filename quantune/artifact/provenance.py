@@ -76,7 +76,7 @@ class Provenance:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the record as one line of JSON."""
+        """The record as one line of JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, ensure_ascii=False)
 
     @classmethod
@@ -109,7 +109,7 @@ class Stamped:
 
 
 def attach(program: bytes, provenance: Provenance) -> bytes:
-    """Return the artifact's bytes: the program, which now announces its record, and the record with its sha256.
+    """The artifact's bytes: the program, which now announces its record, and the record with its sha256.
 
     Raises RunFailed for a program that IREE did not lay out as a zip archive.
     """
@@ -119,7 +119,7 @@ def attach(program: bytes, provenance: Provenance) -> bytes:
 
 
 def split(data: bytes, where: str = "artifact") -> Stamped:
-    """Return the program and its provenance, all of it checked.
+    """The program and its provenance, all of it checked.
 
     Raises RunFailed, with ``where`` in the message, when a byte of either differs from what was written, and for every
     file that was cut.

@@ -37,7 +37,7 @@ class Processor:
 
 
 def integer_share(rows: Iterable[LayerExecution]) -> float:
-    """Return the share of multiplications that are integer ones, 0 to 1 (0 when there are none)."""
+    """The share of multiplications that are integer ones, 0 to 1 (0 when there are none)."""
     rows = tuple(rows)
     total = sum(row.macs for row in rows)
     return sum(row.macs for row in rows if row.is_integer) / total if total else 0.0

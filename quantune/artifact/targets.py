@@ -25,7 +25,7 @@ def device_of(target: str, threads: int = 1) -> str | None:
 
 @cache
 def host_identity() -> str:
-    """Return a text that differs between processors with different instructions; part of a host program's cache key."""
+    """A text that differs between processors with different instructions; part of a host program's cache key."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:

@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def machine() -> str:
-    """Return one line that says where the numbers come from: processor, its count, system, IREE version."""
+    """One line that says where the numbers come from: processor, its count, system, IREE version."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file() and (match := re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)):
@@ -127,7 +127,7 @@ def _seconds(text: str) -> float:
 
 
 def _layer_rows(artifact: Artifact, min_seconds: float, bench: Bench | None) -> list[dict[str, Any]]:
-    """Return the layers of an artifact with their milliseconds; None where the device tells no times.
+    """The layers of an artifact with their milliseconds; None where the device tells no times.
 
     Layers that share one compiled function share its time, in proportion to their multiplications.
     """
@@ -181,7 +181,7 @@ def _print(rounds: list[Comparison], artifacts: list[Artifact], layers: list[lis
 
 
 def _short_names(names: list[str]) -> list[str]:
-    """Return the file names, or the whole paths where two files have the same name."""
+    """The file names, or the whole paths where two files have the same name."""
     short = [Path(name).name for name in names]
     return short if len(set(short)) == len(short) else names
 

@@ -31,7 +31,7 @@ _servant: Servant | None = None
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a compiled program, in words that follow "wrote", or None when it is whole."""
+    """What is wrong with a compiled program, in words that follow "wrote", or None when it is whole."""
     try:
         if not path.stat().st_size:
             return "no artifact"

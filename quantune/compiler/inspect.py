@@ -45,7 +45,7 @@ class _Contraction:
 
 
 def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[LayerExecution, ...]:
-    """Return one row for each multiply-accumulate loop a call of the program runs, in order.
+    """One row for each multiply-accumulate loop a call of the program runs, in order.
 
     layers: the names to look for in locations; without them any name counts. Work done once when the program is loaded
     is left out. Raises CompileFailed when the text cannot be read.
@@ -94,7 +94,7 @@ def layer_executions(dispatches: str, *, layers: Collection[str] = ()) -> tuple[
 
 
 def required_processor(dispatches: str) -> Processor | None:
-    """Return what the program's CPU code needs, or None when it has no CPU code."""
+    """What the program's CPU code needs, or None when it has no CPU code."""
     match = _EXECUTABLE_TARGET.search(dispatches)
     if not match:
         return None
@@ -103,7 +103,7 @@ def required_processor(dispatches: str) -> Processor | None:
 
 
 def _ir() -> Any:
-    """Return IREE's MLIR bindings: imported late, since whoever only runs artifacts need not have the compiler."""
+    """IREE's MLIR bindings: imported late, since whoever only runs artifacts need not have the compiler."""
     return importlib.import_module("iree.compiler.ir")
 
 
@@ -132,7 +132,7 @@ def _layer(names: tuple[str, ...], layers: Collection[str]) -> str:
 
 
 def _kernel_precision(function: Any) -> str | None:
-    """Return what a kernel multiplies and sums up, or None when it does not (a pad, a pool)."""
+    """What a kernel multiplies and sums up, or None when it does not (a pad, a pool)."""
     found: dict[str, None] = {}
     for op in _walk(function):
         if op.name == "llvm.call_intrinsic":
@@ -163,7 +163,7 @@ def _contractions(function: Any) -> Iterator[_Contraction]:
 
 
 def _read_contraction(op: Any) -> _Contraction | None:
-    """Return the multiply-accumulate loop that ``op`` is, or None for anything else (an elementwise loop, a pool)."""
+    """The multiply-accumulate loop that ``op`` is, or None for anything else (an elementwise loop, a pool)."""
     product = _accumulated_product(op.regions[0].blocks[0])
     if product is None:
         return None
@@ -179,7 +179,7 @@ def _read_contraction(op: Any) -> _Contraction | None:
 
 
 def _accumulated_product(block: Any) -> Any | None:
-    """Return the multiplication whose result the block adds to its output, or None."""
+    """The multiplication whose result the block adds to its output, or None."""
     results = list(block.operations)[-1].operands
     if len(results) != 1:
         return None
@@ -199,7 +199,7 @@ def _accumulated_product(block: Any) -> Any | None:
 
 
 def _precision(product: Any) -> str:
-    """Return the type multiplied: for integers the widest type the two factors were stored in."""
+    """The type multiplied: for integers the widest type the two factors were stored in."""
     if product.name == "arith.mulf":
         return str(product.results[0].type)
     widths = [width for operand in product.operands for width in _stored_widths(operand)]
@@ -225,13 +225,13 @@ def _definition(value: Any) -> Any | None:
 
 
 def _plain_dims(map_: Any) -> dict[int, int]:
-    """Return result position -> loop, for the results that are a loop's index alone."""
+    """Result position -> loop, for the results that are a loop's index alone."""
     plain = ((i, r) for i, r in enumerate(map_.results) if isinstance(r, _ir().AffineDimExpr))
     return {i: r.position for i, r in plain}
 
 
 def _extents(op: Any, maps: list[Any]) -> dict[int, int]:
-    """Return loop -> number of iterations, read from the shapes of the tensors the loops index."""
+    """Loop -> number of iterations, read from the shapes of the tensors the loops index."""
     extents: dict[int, int] = {}
     for operand, map_ in zip(op.operands, maps, strict=True):
         if not isinstance(operand.type, _ir().RankedTensorType):

@@ -59,7 +59,7 @@ class CompiledModule:
 
 
 def find_compiler() -> Path:
-    """Return iree-compile of the installed wheel, never one that happens to be on PATH; or raise EnvironmentFailure."""
+    """The iree-compile of the installed wheel, never one that happens to be on PATH; or raise EnvironmentFailure."""
     spec = importlib.util.find_spec("iree.compiler")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         binary = Path(folder) / "_mlir_libs" / "iree-compile"
@@ -69,7 +69,7 @@ def find_compiler() -> Path:
 
 
 def compiler_version() -> str:
-    """Return the version of the installed IREE compiler, or raise EnvironmentFailure."""
+    """The version of the installed IREE compiler, or raise EnvironmentFailure."""
     try:
         return importlib.metadata.version("iree-base-compiler")
     except importlib.metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def compiler_version() -> str:
 
 
 def program_key(module: bytes, target: Target, flags: Sequence[str] = ()) -> str:
-    """Return the cache key of a compilation: equal keys give byte-equal artifacts."""
+    """The cache key of a compilation: equal keys give byte-equal artifacts."""
     host = host_identity() if target.is_host else ""
     return content_key(module, *target.flags(), "--", *flags, compiler_version(), host, _CHECKED)
 
@@ -166,7 +166,7 @@ def _run(job: Job, target: Target, key: str, limits: tuple[float, int | None], f
 
 
 def _failure(status: int | None, log: str, timeout_s: float, limit: int | None, output: Path) -> str | None:
-    """Return why a compilation did not succeed, or None."""
+    """Why a compilation did not succeed, or None."""
     first = _first_error(log)
     told = f": {first}" if first else ""
     if status is None:
@@ -192,7 +192,7 @@ def _first_error(log: str) -> str:
 
 
 def _unknown_name(log: str, target: Target) -> str | None:
-    """Return the message for a processor or GPU name the compiler rejected, which is the caller's mistake."""
+    """The message for a processor or GPU name the compiler rejected, which is the caller's mistake."""
     told = target.backend.unknown(target.detail, log)
     return None if told is None else f"target {target}: {told}"
 

@@ -211,19 +211,19 @@ class Target:
         return self.device()
 
     def device(self, *, threads: int = 1) -> str:
-        """Return the runtime device that runs this target's artifacts on ``threads`` processor threads."""
+        """The runtime device that runs this target's artifacts on ``threads`` processor threads."""
         return DEVICES[self.name][threads > 1]
 
     def flags(self) -> tuple[str, ...]:
-        """Return the iree-compile flags of this target."""
+        """The iree-compile flags of this target."""
         return self.backend.flags(self.detail)
 
     def kernels(self) -> str | None:
-        """Return which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
+        """Which of quantune's own CPU kernels run there (see mlir_passes.cpu.isa), or None for generic code."""
         return self.backend.kernels(self.detail)
 
     def passes(self, precision: str) -> tuple[str, ...]:
-        """Return the last rewrites before IREE, besides layout."""
+        """The last rewrites before IREE, besides layout."""
         return self.backend.passes(self.detail, precision)
 
     def __str__(self) -> str:

@@ -74,7 +74,7 @@ class Job:
             self.command.append(f"--iree-hal-dump-executable-files-to={dump.resolve()}")
 
     def run(self, timeout_s: float, memory_limit: int | None, *, checks: bool) -> int | None:
-        """Return the exit status (negative: the signal that ended it), or None when it ran out of time.
+        """The exit status (negative: the signal that ended it), or None when it ran out of time.
 
         checks: verify the IR after each pass.
         """
@@ -109,7 +109,7 @@ class Job:
         return None
 
     def log(self) -> str:
-        """Return what the compiler printed (its first MiB), whatever bytes it was."""
+        """What the compiler printed (its first MiB), whatever bytes it was."""
         with (self.folder / "log").open("rb") as stream:
             return stream.read(_LOG_LIMIT).decode("utf-8", "replace")
 
@@ -117,7 +117,7 @@ class Job:
 def form_dispatches(
     binary: Path, module: bytes, flags: Sequence[str], timeout_s: float, memory_limit: int | None
 ) -> str:
-    """Return the program as text with its dispatches formed, or nothing where the compilation fails before."""
+    """The program as text with its dispatches formed, or nothing where the compilation fails before."""
     with scratch.folder("compile") as folder:
         job = Job(folder, binary, module, (*flags, *_EVIDENCE_FLAGS), None)
         for _ in range(2):

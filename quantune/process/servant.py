@@ -91,7 +91,7 @@ class Servant:
         return self._child
 
     def _exchange(self, child: subprocess.Popen[bytes], text: str, limit: float) -> bytes | None:
-        """Return the child's answer, None after ``limit`` seconds, nothing when the child ended."""
+        """The child's answer, None after ``limit`` seconds, nothing when the child ended."""
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -124,7 +124,7 @@ class Servant:
         return children.ending(child.wait())
 
     def _last_words(self) -> str:
-        """Return what the child printed last, for the message."""
+        """What the child printed last, for the message."""
         self._log.seek(0)
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""

@@ -183,7 +183,7 @@ def compare(
 def dispatch_times(
     path: Path | str, *, device: str = "local-sync", min_seconds: float = 0.5, timeout_s: float = 600.0
 ) -> dict[str, float]:
-    """Return dispatch name -> milliseconds a call of the program spends in it; empty when the device does not tell.
+    """Dispatch name -> milliseconds a call of the program spends in it; empty when the device does not tell.
 
     Measured by IREE's own benchmark tool. Raises EnvironmentFailure without the tool, RunFailed when it fails.
     """
@@ -210,7 +210,7 @@ def dispatch_times(
 
 
 def _file(artifact: Artifact, spare: Path) -> Path:
-    """Return the artifact's file; one that was never saved, or whose file is gone, is saved for the measurement."""
+    """The artifact's file; one that was never saved, or whose file is gone, is saved for the measurement."""
     return artifact.path if artifact.path and artifact.path.exists() else artifact.save(spare)
 
 

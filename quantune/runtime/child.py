@@ -192,7 +192,7 @@ def _error(answer: Mapping[str, Any]) -> QuantuneError:
 
 
 def read_samples(answer: Mapping[str, Any]) -> Samples:
-    """Return the samples a worker sent. Raises ValueError, TypeError or KeyError for anything else."""
+    """The samples a worker sent. Raises ValueError, TypeError or KeyError for anything else."""
     low, middle, high = map(float, answer["quartiles"])
     medians, minimum = tuple(map(float, answer["medians"])), float(answer["minimum"])
     if not medians or not all(0 < value < math.inf for value in (*medians, minimum, low, middle, high)):

@@ -24,7 +24,7 @@ _task_threads: list[int] = []  # IREE's task system reads its flags once in a pr
 
 
 def open_device(device: str, *, threads: int = 1) -> Any:
-    """Return the IREE device named by a driver or a device URI (``local-task``, ``vulkan://GPU-…``).
+    """The IREE device named by a driver or a device URI (``local-task``, ``vulkan://GPU-…``).
 
     threads: for local-task only; a process can have one thread count. Raises EnvironmentFailure when the machine has no
     such device, UsageError for a name that is no driver or a second thread count.
@@ -108,7 +108,7 @@ def _set_task_threads(threads: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what IREE said, without its source position and its stack."""
+    """What IREE said, without its source position and its stack."""
     text = str(error).splitlines()[0].partition(": c/")[2] or str(error).splitlines()[0]
     text = text.partition(".c:")[2].partition(": ")[2] or text
     return text.partition("; creating device")[0].partition("; while")[0]

@@ -91,7 +91,7 @@ def processor_name() -> str:
 
 @cache
 def host_features() -> dict[str, bool]:
-    """Return the processor features that are known by LLVM's names, and whether this machine has each.
+    """The processor features that are known by LLVM's names, and whether this machine has each.
 
     Told by IREE's runtime, and by the system where it knows more. Empty where neither tells.
     """

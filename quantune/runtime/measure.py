@@ -70,7 +70,7 @@ def pinned(enabled: bool) -> Iterator[int | None]:
 
 
 def resident_bytes() -> tuple[int, int]:
-    """Return this process's resident memory, now and at its peak."""
+    """This process's resident memory, now and at its peak."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return tuple(int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
@@ -90,7 +90,7 @@ def _slice_length(call: Callable[[], object], effort: Effort) -> int:
 
 
 def _time(call: Callable[[], object], count: int) -> np.ndarray:
-    """Return the milliseconds of each of ``count`` calls."""
+    """The milliseconds of each of ``count`` calls."""
     stamps = np.empty(count + 1, np.int64)
     clock = time.perf_counter_ns
     stamps[0] = clock()

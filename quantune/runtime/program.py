@@ -88,7 +88,7 @@ class Program:
         return hosts[0] if len(hosts) == 1 else hosts
 
     def caller(self, *arrays: np.ndarray) -> Callable[[], object]:
-        """Return a function that runs the program on inputs already on the device: what is to be timed."""
+        """A function that runs the program on inputs already on the device: what is to be timed."""
         import iree.runtime as rt
 
         self._check(arrays)
@@ -106,7 +106,7 @@ class Program:
         return call
 
     def device_statistics(self) -> dict[str, int]:
-        """Return the allocator's counters (device_bytes_peak, …); weights mapped from the file are not counted."""
+        """The allocator's counters (device_bytes_peak, …); weights mapped from the file are not counted."""
         return dict(self._device.allocator.statistics)
 
     def _check(self, arrays: tuple[np.ndarray, ...]) -> None:
@@ -127,7 +127,7 @@ class Program:
             raise RunFailed(f"{self._where}: {first_line(error)}") from error
 
     def _to_host(self, array: Any) -> np.ndarray:
-        """Return a copy of a result.
+        """A copy of a result.
 
         A result that cannot be mapped goes through a staging buffer: IREE's own way imports numpy's memory, whose
         alignment Vulkan refuses. A mapped one is copied too, since the next call may reuse the memory.

@@ -158,7 +158,7 @@ def _loaded(path: str, device: str, threads: int, parameters: str | None) -> Pro
 
 
 def _inputs(job: dict[str, Any], program: Program) -> list[np.ndarray]:
-    """Return the program's inputs: the given file, or numbers of a fixed seed."""
+    """The program's inputs: the given file, or numbers of a fixed seed."""
     if job["input"]:
         return [_batch(read_images(job["input"], program)[: program.inputs[0].shape[0]], program)]
     random = np.random.default_rng(0)

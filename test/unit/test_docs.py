@@ -32,6 +32,13 @@ def test_passes_page_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert current == capsys.readouterr().out, "run: make docs"
 
 
+def test_docstrings_name_what_is_given_back() -> None:
+    """One dialect: "The size of it" and "Read it", not "Return the size of it"."""
+    sources = [path for part in ("quantune", "mlir_passes") for path in (ROOT / part).rglob("*.py")]
+    told = re.compile(r'"""Returns? |^ *(Args|Returns|Raises):$|:param ', re.MULTILINE)
+    assert [str(path) for path in sources if told.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_numerics_page_has_the_schemes_and_rules_of_the_tables() -> None:
     page = (ROOT / "docs" / "numerics.md").read_text(encoding="utf-8")
     table = page[page.index("| scheme |") :].partition("\n\n")[0].splitlines()[2:]
