@@ -21,6 +21,7 @@ from quantune.numerics.histogram import Histogram
 from quantune.numerics.schemes import SCHEMES, Scheme, Weights
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import make_plan, observed
+from quantune.quantization.precisions import PRECISIONS, Precision
 from quantune.quantization.space import from_params, to_params
 from quantune.search.scores import Objective, Score
 
@@ -116,6 +117,18 @@ def test_plans_have_the_numbers_of_their_scheme_and_rule_also_with_a_shared_memo
     assert shared[2].activations["input"] == SCHEMES["toy"].params(-0.5, 2)
     (layer, *_) = shared[0].weights
     np.testing.assert_array_equal(shared[1].weights[layer].scale, shared[0].weights[layer].scale * 2)
+
+
+def test_a_precision_from_outside_says_which_layers_are_in_integers(
+    model: ImportedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRECISIONS, "tail", Precision("tail", slice(1, None), simplicity=9))
+    config = QuantConfig.parse("precision=tail")
+    plan = plan_from_images(model, _images(), config)
+    assert not config.is_float
+    assert list(plan.weights) == [node.name for node in model.network.layers[1:]]
+    found = call(compiled(lower(model, plan, Form(), "tail")), _images())
+    np.testing.assert_allclose(found[0], reference(model, plan, _images())[0], atol=0.1)
 
 
 @pytest.mark.parametrize(("scheme", "role"), [("symmetric_power2", "shift"), ("octaves", "multiplier")])
