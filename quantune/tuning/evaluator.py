@@ -86,6 +86,7 @@ class Evaluator:
             open_device(target.device())  # a missing device is told before anything is compiled for it
         workers = None if target.on_processor else 1  # a GPU serves one
         limit = builder.programs.memory_limit if target.on_processor else None  # what a driver reserves is no measure
+        self.device = place.device
         here = processor_name() if target.on_processor else target.device()
         self.timed_on, self.counted_on = place.timed_on or here, place.counted_on or here
         self._runner = place.runner or LocalRunner(
