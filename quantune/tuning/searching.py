@@ -47,9 +47,10 @@ class Search:
 
     def __post_init__(self) -> None:
         check_strategy(self.sampler, self.seed)
-        if self.space is None:
-            object.__setattr__(self, "space", DEFAULT_SPACE if self.bits.smallest_within is None else "wide")
-        parameters(self.space or "")
+        default = DEFAULT_SPACE if self.bits.smallest_within is None else "wide"
+        space = default if self.space is None else self.space
+        parameters(space)
+        object.__setattr__(self, "space", space)
 
     @property
     def baselines(self) -> tuple[QuantConfig, ...]:

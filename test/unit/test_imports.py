@@ -45,7 +45,9 @@ ALLOWED: dict[str, set[str]] = {
     ),
     "quantune.refine": names("numpy torch mlir_passes.network .numerics .quantization"),
     "quantune.allocation": names("numpy scipy mlir_passes.network .numerics .quantization"),
-    "quantune.compiler": names("numpy iree torch_mlir mlir_passes mlir_passes.network .artifact .cache .process .quantization"),
+    "quantune.compiler": names(
+        "numpy iree torch_mlir mlir_passes mlir_passes.network .artifact .cache .process .quantization"
+    ),
     "quantune.runtime": names("numpy iree .artifact .process .quantization"),
     "quantune.device": names("numpy .artifact .compiler .process .runtime .versions"),
     "quantune.cluster": names("numpy distributed .artifact .device .process .runtime"),

@@ -16,7 +16,7 @@ from quantune.errors import UsageError
 from quantune.frontend.importer import import_module
 from quantune.numerics import affine
 from quantune.numerics.histogram import Histogram
-from quantune.numerics.simulate import simulate
+from quantune.numerics.simulate import full_batch, simulate
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.constants import with_constants
 from quantune.quantization.plan import QuantizationPlan, make_plan, observed
@@ -105,7 +105,7 @@ def test_the_twin_has_the_integers_of_the_simulation(subject: Subject, line: str
     found = dict(twin.run(subject, plan, COUNT, lambda node, mean, step: own[node.name]))  # type: ignore[arg-type, return-value]
     assert set(plan.activations) <= set(found)
     for i in range(0, COUNT, BATCH):
-        batch = twin.full(subject.images(COUNT)[i : i + BATCH], BATCH).astype(np.float32)
+        batch = full_batch(subject.images(COUNT)[i : i + BATCH], BATCH).astype(np.float32)
         for name, expected in simulate(
             subject.network, plan.activations, plan.weights, batch, shifts=plan.shifts
         ).items():
