@@ -11,7 +11,6 @@ import random
 import socket
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -21,9 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 from device_server import TOKEN, as_process
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "faults"))
-
 from fuzz import damaged
 
 from quantune.compiler.targets import Target
