@@ -57,7 +57,7 @@ class LayerRow(_Part):
     kind: str
     executed: str
     macs: int | None = None
-    weight_bits: int | None = Field(default=None, ge=2, le=8)
+    weight_bits: int | None = Field(default=None, ge=1, le=8)
     activation_bits: int | None = Field(default=None, ge=2, le=8)
     sqnr_db: float | None = None
     why: str | None = None

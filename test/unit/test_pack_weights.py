@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from run_on_cpu import compile_for_cpu, load_on_cpu
 from torch_mlir import ir
 
 from mlir_passes.ir import build
-from mlir_passes.passes.pack_weights import from_planes, packed_bytes, to_planes, width_of
+from mlir_passes.passes.pack_weights import Storage, from_planes, packed_bytes, storage_of, to_planes, width_of
 from mlir_passes.pipeline import Pipeline
 
 
@@ -37,23 +39,57 @@ def test_an_integer_outside_of_the_range_is_refused(value: int, bits: int) -> No
         to_planes(np.array([value], np.int8), bits)
 
 
+@pytest.mark.parametrize(
+    ("values", "storage"),
+    [
+        ([-3, -1, 1, 3], Storage(2, True, 133)),
+        ([5], Storage(1, True, 67)),
+        ([-1, 0, 1], Storage(2, False, 128)),  # a table would take more
+        ([-128, 127], Storage(1, True, 67)),
+        (range(-7, 8), Storage(4, False, 256)),
+        (range(-64, 63), Storage(7, True, 4 * (7 * 64 + 1) + 128)),
+        (range(-64, 65), None),
+    ],
+)
+def test_a_weight_is_stored_by_what_takes_the_fewest_bytes(values: Iterable[int], storage: Storage | None) -> None:
+    integers = np.array([*values], np.int8)
+    if storage is not None and storage.bytes > 512:
+        integers = np.tile(integers, 16)
+    assert storage_of(integers) == storage
+    assert packed_bytes({"a.weight": integers}) == (integers.nbytes if storage is None else storage.bytes)
+
+
 def test_only_weights_count_as_packed() -> None:
-    narrow, wide = np.full((16, 32), -3, np.int8), np.full(512, 127, np.int8)
+    narrow, wide = np.resize(np.arange(-3, 4, dtype=np.int8), (16, 32)), np.arange(-128, 128, dtype=np.int8).repeat(2)
     assert packed_bytes({"a.weight": narrow}) == 512 * 3 // 8
     assert packed_bytes({"a.weight": wide, "a.other": narrow, "a.bias": np.zeros(4, np.int32)}) == 512 + 512 + 16
 
 
-def test_a_compiled_program_holds_the_packed_bits_and_returns_the_integers() -> None:
-    """Six widths, shapes of several ranks; the constants of the compiled file take the packed bytes, not the plain."""
-    rng = np.random.default_rng(0)
+def _of_widths(rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """Weights of all integers of a width, in shapes of several ranks."""
     shapes = {2: (9, 9000), 3: (70, 3, 3, 140), 4: (50_000,), 5: (640, 64), 6: (3, 2, 9000), 7: (60, 999)}
-    weights = {}
-    for bits, shape in shapes.items():
-        largest = 2 ** (bits - 1) - 1
-        weights[bits] = rng.integers(-largest, largest + 1, shape).astype(np.int8)
+    limits = {bits: 2 ** (bits - 1) - 1 for bits in shapes}
+    return {bits: rng.integers(-limits[bits], limits[bits] + 1, s).astype(np.int8) for bits, s in shapes.items()}
+
+
+def _of_tables(rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """Weights of a few integers: one, two, a pair's rows, -128, one format twice, 100 of them, and 150 small layers."""
+    tables = [[9], [-1, 1], [-3, -1, 1, 3], [-128, -2, 5, 127], [*range(-15, 16, 2)], [-64, -9, *range(14)]]
+    tables += [[*rng.choice(np.arange(-127, 128), 100, replace=False)]]
+    sizes = [(70, 9), (3, 3, 4000), (40_000,), (5, 99), (130, 300), (80_001,), (9, 7001)]
+    weights = [rng.choice(np.array(t, np.int8), size) for t, size in zip(tables, sizes, strict=True)]
+    return dict(enumerate([*weights, *(rng.choice(np.int8([-3, -1, 1, 3 + i % 90]), 40) for i in range(150))]))
+
+
+@pytest.mark.parametrize("made", [_of_widths, _of_tables])
+def test_a_compiled_program_holds_the_packed_bits_and_returns_the_integers(
+    made: Callable[[np.random.Generator], dict[int, np.ndarray]],
+) -> None:
+    """The constants of the compiled file take the packed bytes, not the plain."""
+    weights = made(np.random.default_rng(0))
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
-        results = [build.tensor_type(shape, np.int8) for shape in shapes.values()]
+        results = [build.tensor_type(shape, np.int8) for shape in (w.shape for w in weights.values())]
         with ir.InsertionPoint(module.body):
             function = ir.Operation.create(
                 "func.func",
@@ -73,5 +109,5 @@ def test_a_compiled_program_holds_the_packed_bits_and_returns_the_integers() -> 
         np.testing.assert_array_equal(result, expected)
     packed = packed_bytes({f"layer{bits}.weight": w for bits, w in weights.items()})
     assert packed < 0.55 * sum(w.nbytes for w in weights.values())
-    code = 30_000  # six unpacking loops
+    code = 30_000 + 100 * len(weights)  # unpacking loops
     assert len(vmfb) < packed + code < len(plain)
