@@ -61,6 +61,7 @@ def compile(
     score: str | None = None,
     propose: str | None = None,
     walk: str | None = None,
+    formats: str | None = None,
     early_stop: bool = True,
     memory_limit: str | int | None = None,
     device: str | None = None,
@@ -80,7 +81,8 @@ def compile(
     measured. storage: a database whose trials workers share (docs/workers.md). retry_failed: measure again what failed.
     weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), or
     smallest_within: the loss of top-1 that the smallest artifact may have (in place of objective and max_drop): score,
-    propose and walk say how layers get bits of their own then (docs/bits.md). early_stop: let trials end that fall
+    propose and walk say how layers get bits of their own then, and formats ("w2h,w3k") what they may have beside
+    whole widths (docs/bits.md). early_stop: let trials end that fall
     behind the best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of
     each compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a
     device server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
@@ -92,7 +94,7 @@ def compile(
     goal = Objective(objective, max_drop) if smallest_within is None else Objective("size", smallest_within)
     search = Search(  # what can be refused at once is refused before the model is imported
         objective=goal, budget=Budget(max_trials, time_budget_s), space=space, sampler=sampler, seed=seed,
-        bits=BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk),
+        bits=BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk, formats),
         storage=storage, retry_failed=retry_failed, transfer=transfer, early_stop=early_stop,
     )  # fmt: skip
     machines = Machines(

@@ -43,7 +43,7 @@ import numpy.typing as npt
 from torch_mlir import ir
 from torch_mlir.dialects import arith, linalg, tensor
 
-from mlir_passes.base import Pass
+from mlir_passes.base import Pass, PassFailure
 from mlir_passes.ir import build
 from mlir_passes.ir.moves import extract_slice, reshape
 
@@ -59,16 +59,23 @@ class PackWeights(Pass):
     name: ClassVar[str] = "quantune-pack-weights"
 
     def run(self, module: ir.Operation) -> None:
-        """Replace the constants by loads of globals; one initializer for each kind of storage fills them."""
+        """Replace the constants by loads of globals; one initializer for each kind of storage fills them.
+
+        Raises PassFailure for two weights of one name and different integers.
+        """
         # util is IREE's: to these bindings it is an unregistered dialect.
         module.context.allow_unregistered_dialects = True
         by_storage: dict[tuple[bool, int], dict[str, np.ndarray]] = {}
+        seen: dict[str, np.ndarray] = {}
         for op in list(build.walk(module)):
             numbers = _weight(op)
             storage = None if numbers is None else storage_of(numbers)
             if numbers is None or storage is None:
                 continue
             symbol = f"packed.{build.parameter_name(op)}"
+            if not np.array_equal(seen.setdefault(symbol, numbers), numbers):
+                name = build.parameter_name(op)
+                raise PassFailure(op, f"is parameter '{name}' with other numbers than the one before it")
             by_storage.setdefault((storage.tabled, storage.bits), {})[symbol] = numbers
             with ir.InsertionPoint(op), op.location:
                 op.results[0].replace_all_uses_with(_load(symbol, numbers.shape))

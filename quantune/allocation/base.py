@@ -108,8 +108,8 @@ class Subject(Protocol):
         """What each layer may have."""
         ...
 
-    def weights(self, bits: int) -> Mapping[str, QuantParams]:
-        """Layer -> the quantization of its weight with so many bits."""
+    def weights(self, bits: int, form: str = "") -> Mapping[str, QuantParams]:
+        """Layer -> the quantization of its weight with so many bits, of a format where it is not the uniform one."""
         ...
 
     def activations(self, bits: int) -> Mapping[str, QuantParams]:

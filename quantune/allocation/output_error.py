@@ -43,7 +43,7 @@ class OutputNorm:
     def __call__(self, subject: Subject) -> Scores:
         """Score every choice of every layer in one pass over the images."""
         layers = subject.network.layers
-        widths = sorted({choice.weights for choice in subject.choices})
+        widths = sorted({(choice.weights, choice.format) for choice in subject.choices})
         inputs = sorted({choice.activations for choice in subject.choices})
         errors = {node.name: _weight_errors(node, subject, widths) for node in layers}
         quantized = {bits: subject.activations(bits) for bits in inputs} if len(inputs) > 1 else {}
@@ -57,7 +57,7 @@ class OutputNorm:
                     bits: _input_error(node, x, params[node.inputs[0]]) / unit for bits, params in quantized.items()
                 }
                 seen[node.name].append(
-                    {c: of_weights[c.weights] + of_inputs.get(c.activations, 0.0) for c in subject.choices}
+                    {c: of_weights[c.weights, c.format] + of_inputs.get(c.activations, 0.0) for c in subject.choices}
                 )
         return {name: {c: bound([row[c] for row in rows]) for c in subject.choices} for name, rows in seen.items()}
 
@@ -94,9 +94,9 @@ def norms(node: Node, x: NDArray[np.float32], weights: NDArray[np.float32]) -> l
     return [math.sqrt(max(float(square), 0.0)) for square in squares]
 
 
-def _weight_errors(node: Node, subject: Subject, widths: Sequence[int]) -> NDArray[np.float32]:
+def _weight_errors(node: Node, subject: Subject, widths: Sequence[tuple[int, str]]) -> NDArray[np.float32]:
     assert node.weight is not None
-    params = [subject.weights(bits)[node.name] for bits in widths]
+    params = [subject.weights(*width)[node.name] for width in widths]
     return np.stack([node.weight - affine.dequantize(affine.quantize(node.weight, p), p) for p in params])
 
 

@@ -26,7 +26,7 @@ OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
 _SEARCH_ONLY = (
     "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget",
-    "smallest_within", "score", "propose", "walk", "space",
+    "smallest_within", "score", "propose", "walk", "formats", "space",
     "no_transfer", "no_early_stop",
 )  # fmt: skip
 _SEARCH_DEFAULTS = {
@@ -150,6 +150,7 @@ def parser() -> OneLineParser:
     bits.add_argument("--score", metavar="NAME", help="how a layer's bits are judged (default sqnr; docs/bits.md)")
     bits.add_argument("--propose", metavar="NAME", help="optimal (default), greedy, list, uniform or random")
     bits.add_argument("--walk", metavar="NAME", help="to the smallest: bisection (default), interpolation, brute-force")
+    bits.add_argument("--formats", metavar="NAMES", help="what layers may have beside widths, such as w2h,w3k,e2m1")
     one = top.add_argument_group("without a search")
     one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
     one.add_argument(
@@ -263,7 +264,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
             transfer=not arguments.no_transfer, device=arguments.device, evaluate_on=arguments.evaluate_on,
             weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, smallest_within=arguments.smallest_within, score=arguments.score,
-            propose=arguments.propose, walk=arguments.walk, progress=display.progress,
+            propose=arguments.propose, walk=arguments.walk, formats=arguments.formats, progress=display.progress,
         )  # fmt: skip
     console.show(result, Path(folder))
     if result.tuning.interrupted:

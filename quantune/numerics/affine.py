@@ -150,7 +150,7 @@ def neighbours(x: NDArray[np.floating], p: QuantParams) -> tuple[Integers, Integ
 
 def _steps(x: NDArray[np.floating], p: QuantParams) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
-        return x.astype(np.float32) / along(p.scale, x.ndim, p.axis)
+        return np.asarray(x.astype(np.float32) / along(p.scale, x.ndim, p.axis), np.float32)
 
 
 def dequantize(q: NDArray[np.integer], p: QuantParams) -> NDArray[np.float32]:

@@ -95,14 +95,15 @@ class Allocator:
 
     def within(self, size: int) -> list[BitWidths]:
         """The widest uniform bit width whose weights fit into a size, if any does."""
-        fitting = [c for c in self.choices if c.activations == 8 and self.weight_bytes(BitWidths(c)) <= size]
+        uniform = [c for c in self.choices if c.activations == 8 and not c.format]
+        fitting = [c for c in uniform if self.weight_bytes(BitWidths(c)) <= size]
         return [BitWidths(max(fitting))] if fitting else []
 
     # What scorers look at
 
-    def weights(self, bits: int) -> Mapping[str, QuantParams]:
-        """The quantization of the weights with so many bits everywhere."""
-        return self._plan(LayerBits(bits)).weights
+    def weights(self, bits: int, form: str = "") -> Mapping[str, QuantParams]:
+        """The quantization of the weights with so many bits, of a format, everywhere."""
+        return self._plan(LayerBits(bits, 8, form)).weights
 
     def activations(self, bits: int) -> Mapping[str, QuantParams]:
         """The quantization of the activations with so many bits everywhere."""

@@ -12,7 +12,7 @@ from quantune.allocation.controls import descent, greedy
 from quantune.errors import UsageError
 from quantune.quantization.bits import BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
-from quantune.tuning.bit_widths import Allocator
+from quantune.tuning.bit_widths import CHOICES, Allocator
 from quantune.tuning.builder import Builder
 
 STEPS = 64
@@ -26,7 +26,8 @@ class BitsWanted:
     weight_bits: the same for all layers. size_budget: of the packed weights, such as 1.2MB, or 0.5x of eight bits;
     bytes as a number. smallest_within: the largest loss of top-1 that the smallest artifact may have. score: what
     says how much a layer's bits matter, propose: what makes an allocation of that, both by name
-    (quantune.allocation.table). walk: how the smallest is looked for (quantune.allocation.walk).
+    (quantune.allocation.table). walk: how the smallest is looked for (quantune.allocation.walk). formats: names of
+    ``FORMATS``, with commas between them, that a layer may have beside the uniform widths.
     """
 
     weight_bits: int | None = None
@@ -35,6 +36,7 @@ class BitsWanted:
     score: str | None = None
     propose: str | None = None
     walk: str | None = None
+    formats: str | None = None
 
     def __post_init__(self) -> None:
         asked = {"weight bits": self.weight_bits, "a size budget": self.size_budget,
@@ -42,7 +44,7 @@ class BitsWanted:
         given = [name for name, value in asked.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} exclude each other; give one of them")
-        for name, value in (("score", self.score), ("proposer", self.propose)):
+        for name, value in (("score", self.score), ("proposer", self.propose), ("formats", self.formats)):
             if value is not None and not self.is_allocated:
                 raise UsageError(
                     f"{name} '{value}' has nothing to allocate; give a size budget or the smallest within a bound too"
@@ -53,7 +55,7 @@ class BitsWanted:
             LayerBits(self.weight_bits)
         if self.size_budget is not None:
             table.parse_size(self.size_budget, 1)
-        _ = self.scorer, self.proposer
+        _ = self.scorer, self.proposer, self.choices
         walk.check(walk.DEFAULT if self.walk is None else self.walk)
 
     @property
@@ -71,9 +73,19 @@ class BitsWanted:
         """What says how much a layer's bits matter."""
         return table.scorer(table.DEFAULT_SCORE if self.score is None else self.score)
 
+    @property
+    def choices(self) -> tuple[LayerBits, ...]:
+        """What a layer may have."""
+        named = (LayerBits.parse(name.strip()) for name in (self.formats or "").split(",") if self.formats)
+        found = tuple(dict.fromkeys((*CHOICES, *named)))
+        for choice in found:
+            if choice.is_float or choice.activations < 8:
+                raise UsageError(f"formats '{self.formats}': '{choice}' is none of a weight; expected such as w2h,w3k")
+        return found
+
     def allocator(self, builder: Builder, config: QuantConfig) -> Allocator:
         """What scores and allocates. config: the other settings under which layers are scored."""
-        return Allocator(builder, config=config)
+        return Allocator(builder, choices=self.choices, config=config)
 
     def candidates(self, builder: Builder, config: QuantConfig) -> list[BitWidths]:
         """The bit widths that a search is to try, best first.

@@ -23,6 +23,7 @@ from quantune.allocation.table import PROPOSERS, SCORERS, parse_size, proposer, 
 from quantune.errors import UsageError
 from quantune.numerics import affine
 from quantune.numerics.affine import QuantParams
+from quantune.numerics.formats import FORMATS
 from quantune.numerics.schemes import SCHEMES, Weights
 from quantune.numerics.simulate import simulate
 from quantune.quantization.bits import F32, BitWidths, LayerBits
@@ -62,8 +63,9 @@ class Fake:
         default_factory=lambda: np.random.default_rng(1).standard_normal((5, 3, 6, 6), np.float32)
     )
 
-    def weights(self, bits: int) -> Mapping[str, QuantParams]:
-        return {n.name: Weights().params(n.weight, "channel", bits) for n in NETWORK.layers if n.weight is not None}
+    def weights(self, bits: int, form: str = "") -> Mapping[str, QuantParams]:
+        how = FORMATS[form or f"w{bits}"]
+        return {n.name: how.params(n.weight, "channel", Weights()) for n in NETWORK.layers if n.weight is not None}
 
     def activations(self, bits: int) -> Mapping[str, QuantParams]:
         return {node.name: SCHEMES["asymmetric"].params(-9.0, 9.0, bits) for node in NETWORK.nodes}
@@ -87,7 +89,7 @@ class Fake:
         nodes = tuple(
             node
             if bits is None or node.weight is None or bits.of(node.name) == F32
-            else _rounded(node, self.weights(bits.of(node.name).weights))
+            else _rounded(node, self.weights(bits.of(node.name).weights, bits.of(node.name).format))
             for node in NETWORK.nodes
         )
         network = Network(nodes, ("d",))

@@ -57,12 +57,32 @@ def allocator() -> Allocator:
         ({"size_budget": "big"}, "size budget 'big': expected a size such as"),
         ({"size_budget": 0}, "size budget '0': expected a size such as"),
         ({"size_budget": "1MB", "score": "best"}, "score 'best': expected one of sqnr"),
+        ({"formats": "w2h"}, "formats 'w2h' has nothing to allocate; give a size budget"),
+        ({"size_budget": "1MB", "formats": "w2h,w2x"}, "bits 'w2x': expected for example"),
+        ({"size_budget": "1MB", "formats": "w2h,f32"}, "formats 'w2h,f32': 'f32' is none of a weight"),
+        ({"size_budget": "1MB", "formats": "w2ha4"}, "'w2ha4' is none of a weight"),
+        ({"size_budget": "1MB", "formats": "w2h,"}, "bits '': expected for example"),
     ],
 )
 def test_a_wrong_request_is_refused_at_once(asked: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         BitsWanted(**asked)
     assert "\n" not in str(error.value)
+
+
+def test_formats_are_candidates_beside_the_widths(allocator: Allocator) -> None:
+    wanted = BitsWanted(size_budget="0.3x", score="output-error", formats="w2c, w3k,w2,w1")
+    formats = [LayerBits.parse(name) for name in ("w2c", "w3k", "w1")]
+    assert wanted.choices == (*CHOICES, *formats)
+    allocated, uniform = wanted.candidates(allocator.builder, QuantConfig())
+    assert uniform == BitWidths(LayerBits(2))
+    found = wanted.allocator(allocator.builder, QuantConfig())
+    scores = found.scores(wanted.scorer)
+    assert all(set(row) == {*CHOICES, *formats} for row in scores.values())
+    for row in scores.values():  # a table of four, fitted, keeps more of a weight than three integers up to the largest
+        assert row[formats[0]] < row[LayerBits(2)]
+    assert {allocated.of(name) for name in scores} & set(formats)
+    assert found.weight_bytes(allocated) <= 0.3 * found.eight_bits
 
 
 def test_sizes_are_those_of_packed_weights(allocator: Allocator) -> None:

@@ -66,7 +66,7 @@ class Residual(Shared):
 
     def sizes(self, w: Rows) -> NDArray[np.float64]:
         """See Shared."""
-        return np.abs(w).mean(axis=1)
+        return np.asarray(np.abs(w).mean(axis=1), np.float64)
 
     def levels(self, w: Rows, costs: Rows, best: bool) -> NDArray[np.float64]:
         """See Shared."""
