@@ -16,12 +16,15 @@ from quantune.frontend.files import SUFFIXES, import_file
 from quantune.frontend.imported import ImportedModel, read_model
 from quantune.process import memory, places
 from quantune.quantization.config import QuantConfig
+from quantune.quantization.predictions import Proxies
+from quantune.quantization.space import CALIBRATION_SIZES
 from quantune.runtime.artifact import Artifact
 from quantune.search.progress import Budget
 from quantune.search.scores import Objective
 from quantune.tuning.bits_wanted import BitsWanted
 from quantune.tuning.builder import Builder
 from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.local import TARGET_DB, LocalChoice
 from quantune.tuning.measuring import Machines, device_target
 from quantune.tuning.notices import Notices
 from quantune.tuning.outcome import Result, finish
@@ -165,6 +168,40 @@ def quantize(
     if progress is not None and config.bias != "none":
         progress.on_stage("correcting biases")
     return builder.artifact(config)
+
+
+def quantize_local(
+    model: ModelLike,
+    *,
+    calib: Images,
+    config: QuantConfig | str | None = None,
+    target_db: float | None = None,
+    max_slowdown: float | None = None,
+    target: str | Target = "cpu",
+    options: ModelOptions | None = None,
+    memory_limit: str | int | None = None,
+    cache: ArtifactCache | None = None,
+    progress: Progress | None = None,
+) -> tuple[Artifact, str]:
+    """Build an artifact whose worst layers stay in f32, from two passes over ``calib``: no search, no labels.
+
+    config: the other settings; by default those predicted to be best. target_db: the signal-to-noise ratio wanted of
+    the result (30). max_slowdown: how many times longer it may take than without f32 layers, timed. Returns the
+    artifact and what was decided, in words.
+    """
+    asked = LocalChoice(TARGET_DB if target_db is None else target_db, max_slowdown)
+    progress = progress or Progress()
+    base = QuantConfig.parse(config) if isinstance(config, str) else config
+    builder = make_builder(
+        model, calib=calib, target=target, sizes=CALIBRATION_SIZES if base is None else (base.calib,), options=options,
+        memory_limit=memory_limit, cache=cache, progress=progress,
+    )  # fmt: skip
+    progress.on_stage("comparing the layers' outputs with f32")
+    if base is None:
+        base = Proxies(builder.model.network, builder.plans.scales, builder.calibration.statistics).best()
+    chosen, text = asked.configuration(builder, base)
+    progress.on_stage("building the artifact")
+    return builder.artifact(chosen), text
 
 
 def make_builder(

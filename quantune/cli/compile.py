@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantune.cli import entry
-from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
+from quantune.cli.compile_options import parser
 from quantune.cli.entry import interrupted, run
 from quantune.errors import UsageError
 from quantune.process import interrupts, places
@@ -34,20 +33,6 @@ _SEARCH_DEFAULTS = {
 }  # fmt: skip
 """What a search takes where an option is not given; without a search such an option is refused like the others."""
 
-EPILOG = """\
-models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
-data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  npz:FILE  PKG.MOD:FACTORY
-          (?count=N limits any of them)
-targets   {targets}
-
-exit codes  0 done   1 failed   2 wrong request   3 nothing keeps the accuracy bound (best effort written)
-            4 the machine lacks something   130 interrupted (143 by SIGTERM, 129 by SIGHUP), state saved:
-            the same command resumes
-
-example
-  quantune-compile builtin:mobilenet_v2_shapes --calib builtin:shapes --eval builtin:shapes --max-trials 16 -o out
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``quantune-compile``; returns the exit code."""
@@ -62,116 +47,6 @@ def command(argv: list[str] | None, notes: Notes) -> int:
     return _run(arguments)
 
 
-def parser() -> OneLineParser:
-    """The command line, for help and for its tests."""
-    from quantune.compiler.targets import BACKENDS
-
-    top = OneLineParser(
-        prog="quantune-compile",
-        description=__doc__,
-        epilog=EPILOG.format(targets="  ".join(f"{each.name} ({each.option})" for each in BACKENDS.values())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument("model", nargs="?", help="what to compile, see below")
-    top.add_argument(
-        "-o",
-        "--output",
-        default=None,
-        help="folder of the results (default quantune-out), or a file with --config or --emit",
-    )
-    top.add_argument("--version", action="version", version=version_line())
-    model = top.add_argument_group("model")
-    model.add_argument("--weights", type=Path, metavar="FILE", help="state dict, .safetensors or .pth")
-    model.add_argument("--image-shape", type=_shape, metavar="C,H,W", help="default: the evaluation images' own shape")
-    model.add_argument("--classes", type=count, metavar="N", help="outputs of a torchvision model")
-    model.add_argument(
-        "--batch", type=count, default=1, metavar="N", help="images in one call of the artifact (default 1)"
-    )
-    data = top.add_argument_group("images")
-    data.add_argument("--calib", metavar="DATA", help="calibration images")
-    data.add_argument("--eval", metavar="DATA", help="labelled evaluation images")
-    target = top.add_argument_group("target")
-    *names, last = BACKENDS
-    target.add_argument("--target", metavar="T", help=f"{', '.join(names)} or {last} (default cpu)")
-    for each in BACKENDS.values():
-        target.add_argument(each.option, metavar=each.metavar, dest=f"target_{each.field}", help=each.help)
-    target.add_argument("--threads", type=count, metavar="N", help="processor threads for the latency (default 1)")
-    target.add_argument(
-        "--device", metavar="URI", help="compile for and measure on a device: tcp://HOST:PORT (quantune-device serve)"
-    )
-    target.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="of each compiler and worker, such as 2GB, or none (default: by the machine)",
-    )
-    search = top.add_argument_group("search")
-    search.add_argument("--objective", metavar="M", help="accuracy (default), latency or size")
-    search.add_argument("--max-drop", type=number, metavar="X", help="largest loss of top-1, as a fraction (0.01)")
-    search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all)")
-    search.add_argument(
-        "--space",
-        metavar="NAME",
-        help="paper (default): 96 configurations; wide: all clip rules, weight ranges and bias correction too, 2160",
-    )
-    search.add_argument("--time-budget", type=_seconds, metavar="TIME", help="such as 90s, 10m or 1h")
-    search.add_argument("--sampler", metavar="S", help="xgboost (default), random, grid, genetic or tpe")
-    search.add_argument("--seed", type=count, metavar="N")
-    search.add_argument(
-        "--no-transfer", action="store_true", default=None, help="search without what was measured on other models"
-    )
-    search.add_argument(
-        "--no-early-stop",
-        action="store_true",
-        default=None,
-        help="measure every trial on all images, hopeless ones too",
-    )
-    search.add_argument(
-        "--storage", metavar="URL", help="a database that workers share instead of OUT/study.db (docs/workers.md)"
-    )
-    search.add_argument(
-        "--retry-failed", action="store_true", default=None, help="measure again what failed or was given up"
-    )
-    search.add_argument(
-        "--evaluate-on",
-        metavar="WHERE",
-        help="where accuracy is counted: here, device or dask://HOST:PORT (default: here if possible)",
-    )
-    bits = top.add_argument_group("bits")
-    bits.add_argument("--weight-bits", type=count, metavar="N", help="bits of all weights, 2 to 8 (default 8)")
-    bits.add_argument(
-        "--size-budget", metavar="SIZE", help="of all weights, such as 1.2MB or 0.5x of eight bits: bits layer by layer"
-    )
-    bits.add_argument(
-        "--smallest-within",
-        type=number,
-        metavar="X",
-        help="the smallest artifact that loses at most so much top-1, as a fraction: no size to guess",
-    )
-    bits.add_argument("--score", metavar="NAME", help="how a layer's bits are judged (default sqnr; docs/bits.md)")
-    bits.add_argument("--propose", metavar="NAME", help="optimal (default), greedy, list, uniform or random")
-    bits.add_argument("--walk", metavar="NAME", help="to the smallest: bisection (default), interpolation, brute-force")
-    bits.add_argument("--formats", metavar="NAMES", help="what layers may have beside widths, such as w2h,w3k,e2m1")
-    one = top.add_argument_group("without a search")
-    one.add_argument("--config", metavar="LINE", help="build this one: scheme=asymmetric,clip=kl,precision=int8 …")
-    one.add_argument(
-        "--like",
-        type=Path,
-        metavar="FILE",
-        help="make this artifact again from its record, and say whether it is equal",
-    )
-    one.add_argument(
-        "--emit",
-        choices=("linalg", "qdq", "integer", "vmfb"),
-        metavar="STAGE",
-        help="stop at linalg, qdq, integer or vmfb",
-    )
-    one.add_argument("--print-ir-after-all", action="store_true", help="the IR after each pass, on stderr")
-    one.add_argument("--dump-ir-dir", type=Path, metavar="DIR", help="the IR after each pass, as files")
-    top.add_argument("-q", "--quiet", action="store_true", help="no progress, only the result")
-    top.add_argument("-v", "--verbose", action="store_true", help="log what happens")
-    return top
-
-
 def _run(arguments: argparse.Namespace) -> int:
     from quantune.cli.console import Console
 
@@ -179,6 +54,8 @@ def _run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.like is not None:
         return _rebuild(arguments, console)
+    if arguments.mode == "local":
+        return _build_local(arguments, console)
     if _emits_text(arguments):
         return _emit(arguments, console)
     if arguments.config is not None or arguments.emit == "vmfb":
@@ -194,7 +71,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "MODEL is missing: name what to compile, such as torchvision:resnet18 (--help lists the forms)"
         )
-    searching = arguments.config is None and arguments.emit is None and arguments.like is None
+    _check_mode(arguments)
+    local = arguments.mode == "local"
+    searching = arguments.config is None and arguments.emit is None and arguments.like is None and not local
     if searching:
         for name in ("calib", "eval"):
             if getattr(arguments, name) is None:
@@ -209,9 +88,8 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     given = [n for n in (*_SEARCH_ONLY, *_SEARCH_DEFAULTS) if getattr(arguments, n) is not None]
     if given:
-        raise UsageError(
-            f"--{given[0].replace('_', '-')} belongs to a search; leave out --config, --emit and --like, or it"
-        )
+        without = "--mode local" if local else "--config, --emit and --like"
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out {without}, or it")
     if arguments.dump_ir_dir is not None:
         places.folder(arguments.dump_ir_dir, "--dump-ir-dir")
     if arguments.output is not None and (_emits_text(arguments) or Path(arguments.output).suffix == ".vmfb"):
@@ -234,6 +112,25 @@ def _check_like(arguments: argparse.Namespace) -> None:
     for name in ("memory_limit", "print_ir_after_all", "dump_ir_dir"):
         if getattr(arguments, name):
             raise UsageError(f"--{name.replace('_', '-')} has no effect with --like; leave out one of them")
+
+
+def _check_mode(arguments: argparse.Namespace) -> None:
+    """What --mode and its options need and exclude."""
+    if arguments.mode not in (None, "search", "local"):
+        raise UsageError(f"--mode '{arguments.mode}': expected search or local")
+    if arguments.mode != "local":
+        for name in ("target_sqnr", "max_slowdown"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} belongs to --mode local; give that too, or leave it out")
+        return
+    for name in ("emit", "like", "device", "dump_ir_dir", "print_ir_after_all"):
+        if getattr(arguments, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise UsageError(f"--mode local builds an artifact for this machine; leave out --{option}, or it")
+    if arguments.eval is not None:
+        raise UsageError("--mode local evaluates nothing; leave out --eval, or it")
+    if arguments.calib is None:
+        raise UsageError("--calib is missing: --mode local compares the network with itself on calibration images")
 
 
 def _emits_text(arguments: argparse.Namespace) -> bool:
@@ -289,6 +186,20 @@ def _build_one(arguments: argparse.Namespace, console: Console) -> int:
             target=_target(arguments), device=arguments.device, options=_options(arguments),
             memory_limit=arguments.memory_limit, debugging=_debugging(arguments), progress=progress,
         )  # fmt: skip
+    _save(artifact, arguments, console)
+    return OK
+
+
+def _build_local(arguments: argparse.Namespace, console: Console) -> int:
+    from quantune import api
+
+    with console.stages() as progress:
+        artifact, text = api.quantize_local(
+            arguments.model, calib=arguments.calib, config=arguments.config, target=_target(arguments),
+            target_db=arguments.target_sqnr, max_slowdown=arguments.max_slowdown, options=_options(arguments),
+            memory_limit=arguments.memory_limit, progress=progress,
+        )  # fmt: skip
+    print(text)
     _save(artifact, arguments, console)
     return OK
 
@@ -372,20 +283,6 @@ def _debugging(arguments: argparse.Namespace) -> Debugging:
     from quantune.compiler.pipelines import Debugging
 
     return Debugging(arguments.dump_ir_dir, arguments.print_ir_after_all, Path("quantune-failures"))
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    if not re.fullmatch(r"[1-9]\d{0,5},[1-9]\d{0,5},[1-9]\d{0,5}", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"'{text}': expected channels,height,width such as 3,224,224")
-    c, h, w = map(int, text.split(","))
-    return c, h, w
-
-
-def _seconds(text: str) -> float:
-    value = seconds(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a time such as 90s, 10m or 1h")
-    return value
 
 
 if __name__ == "__main__":

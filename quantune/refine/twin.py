@@ -73,6 +73,12 @@ def run(subject: Images, plan: QuantizationPlan, count: int, adjust: Adjust) -> 
                     alive.pop(name, None)
 
 
+def own_bias(node: Node, mean: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float32]:
+    """An `Adjust` that leaves a layer its own bias."""
+    assert node.bias is not None
+    return node.bias
+
+
 def _quantized(value: Tensor, params: QuantParams | None) -> Tensor:
     return affine.quantize(value, params) if params is not None and value.dtype == np.float32 else value  # type: ignore[arg-type]
 

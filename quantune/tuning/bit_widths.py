@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mlir_passes.network import Network, Node
+from mlir_passes.network import Network
 from quantune.allocation.base import (
     Allocation,
     Budget,
@@ -141,7 +141,7 @@ class Allocator:
 
     def _simulated(self, plan: QuantizationPlan, images: int) -> np.ndarray:
         wanted, count = self.network.outputs[0], len(self.builder.calibration.first(images))
-        for name, value in twin.run(self.builder.calibration, plan, count, _own_bias):
+        for name, value in twin.run(self.builder.calibration, plan, count, twin.own_bias):
             if name == wanted:
                 params = plan.activations.get(name)
                 return value if params is None else dequantize(value, params)  # type: ignore[arg-type,return-value]
@@ -179,11 +179,6 @@ class _Numbers:
         if choice not in self._uniform:
             self._uniform[choice] = self.builder.build(replace(self.config, bits=BitWidths(choice)))
         return self._uniform[choice]
-
-
-def _own_bias(node: Node, mean: np.ndarray, step: np.ndarray) -> np.ndarray:
-    assert node.bias is not None
-    return node.bias
 
 
 def _run(

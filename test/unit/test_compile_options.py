@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from quantune.cli import compile
@@ -96,4 +98,37 @@ def test_what_is_wanted_of_the_bits_is_refused_in_one_line(
     """Before the model is looked for."""
     given = ("builtin:no_model", "--calib", "builtin:digits", "--eval", "builtin:digits")
     assert compile.main([*given, *options]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"quantune-compile: error: {line}"]
+
+
+LOCAL = ("--calib", "builtin:digits", "--mode", "local")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--mode", "locale"), "--mode 'locale': expected search or local"),
+        (("--mode", ""), "--mode '': expected search or local"),
+        (("--mode", "local"),
+         "--calib is missing: --mode local compares the network with itself on calibration images"),
+        ((*LOCAL, "--eval", "builtin:digits"), "--mode local evaluates nothing; leave out --eval, or it"),
+        ((*LOCAL, "--emit", "qdq"), "--mode local builds an artifact for this machine; leave out --emit, or it"),
+        ((*LOCAL, "--print-ir-after-all"),
+         "--mode local builds an artifact for this machine; leave out --print-ir-after-all, or it"),
+        ((*LOCAL, "--max-trials", "3"), "--max-trials belongs to a search; leave out --mode local, or it"),
+        ((*LOCAL, "--target-sqnr", "0"), "target of 0 dB: expected a number of decibels above 0, such as 30"),
+        ((*LOCAL, "--target-sqnr", "-3"), "target of -3 dB: expected a number of decibels above 0, such as 30"),
+        (("--config", "clip=kl", "--target-sqnr", "30"),
+         "--target-sqnr belongs to --mode local; give that too, or leave it out"),
+        ((*LOCAL, "--max-slowdown", "0.5"), "largest slowdown 0.5: expected a factor of 1 or more, such as 1.1"),
+        ((*LOCAL, "--max-slowdown", "-1"), "largest slowdown -1: expected a factor of 1 or more, such as 1.1"),
+        (("--config", "clip=kl", "--max-slowdown", "1.1"),
+         "--max-slowdown belongs to --mode local; give that too, or leave it out"),
+    ],
+)  # fmt: skip
+def test_what_is_wanted_of_the_local_mode_is_refused_in_one_line(
+    options: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before the model is looked for."""
+    assert compile.main(["builtin:no_model", *options, "-o", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.splitlines() == [f"quantune-compile: error: {line}"]
