@@ -29,9 +29,7 @@ from torch_mlir import ir
 from mlir_passes.base import Pass
 from mlir_passes.cpu.calls import Calls
 from mlir_passes.cpu.isa import VARIANTS
-from mlir_passes.cpu.select import Selection
-from mlir_passes.cpu.select_float import FloatSelection
-from mlir_passes.cpu.select_moves import FloatMoveSelection, StoredMoveSelection
+from mlir_passes.cpu.select import select
 from mlir_passes.cpu.tensors import FloatTensors, StoredTensors, plain_value
 from mlir_passes.ir import match
 from mlir_passes.ir.build import erase_dead, layer_of, note_missed
@@ -55,17 +53,11 @@ class LowerToCpuKernels(Pass):
         # stream and flow are IREE's: to these bindings they are unregistered dialects.
         module.context.allow_unregistered_dialects = True
         calls = Calls(module)
-        isa, stored, floats = VARIANTS[self.features], StoredTensors(calls), FloatTensors(calls)
-        selections = [
-            Selection(stored, isa),
-            StoredMoveSelection(stored, isa),
-            FloatSelection(floats, isa),
-            FloatMoveSelection(floats, isa),
-        ]
+        isa = VARIANTS[self.features]
+        tensors = {each.element: each(calls, isa) for each in (StoredTensors, FloatTensors)}
         for op in [op.operation for op in function.regions[0].blocks[0].operations]:
             with ir.InsertionPoint(op), op.location:
-                for selection in selections:
-                    selection.visit(op)
+                select(op, tensors)
         _convert_at_other_readers(function, calls)
         erase_dead(function)
         note_missed(module, _reasons(function, calls))

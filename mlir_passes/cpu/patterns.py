@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -24,6 +25,7 @@ from mlir_passes.passes.lower_quant import QUANTIZE
 
 DENSE, GROUPED = "linalg.conv_2d_nhwc_hwcf", "linalg.conv_2d_nhwgc_gfhwc"
 DEPTHWISE, MATMUL = "linalg.depthwise_conv_2d_nhwc_hwc", "linalg.matmul"
+LAYERS = (DENSE, GROUPED, DEPTHWISE, MATMUL)
 SUM_POOL, MAX_POOL = "linalg.pooling_nhwc_sum", "linalg.pooling_nhwc_max"
 
 _FORMS = {MULTIPLIER: requantize.MULTIPLIER, REAL: requantize.REAL, SHIFT: requantize.SHIFT}
@@ -61,12 +63,17 @@ class Requantized:
 
 @dataclass(frozen=True)
 class Sum:
-    """A residual addition: its two operands, and m_a, m_b, offset, shift, zero point, lo, hi."""
+    """A residual addition: its two operands, and its result.
+
+    parameters: m_a, m_b, offset, shift, zero point, lo, hi; of f32 none. bounds: to which an f32 sum is clamped.
+    """
 
     op: ir.Operation
     a: ir.Value
     b: ir.Value
-    parameters: tuple[Parameter, ...]
+    result: ir.Value
+    parameters: tuple[Parameter, ...] = ()
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 def parameter_of(value: ir.Value) -> Parameter | None:
@@ -110,7 +117,30 @@ def added(op: ir.Operation) -> Sum | Missed | None:
         return None
     a, b, *others = match.inputs_of(op)
     parameters = _parameters(others)
-    return Missed("the numbers of the addition are not constant") if parameters is None else Sum(op, a, b, parameters)
+    if parameters is None:
+        return Missed("the numbers of the addition are not constant")
+    return Sum(op, a, b, op.results[0], parameters)
+
+
+def float_added(op: ir.Operation) -> Sum | None:
+    """A residual addition in f32, with the clamps behind it; None for anything else."""
+    terms = match.match_add(op)
+    if terms is None or terms[0] == terms[1]:
+        return None
+    result, bounds = clamps(op.results[0])
+    return Sum(op, *terms, result, bounds=bounds)
+
+
+def clamps(value: ir.Value) -> tuple[ir.Value, tuple[float, float]]:
+    """Follow the clamps that alone read ``value``: the last one's result, and the bounds of all."""
+    low, high = -math.inf, math.inf
+    while match.is_read_once(value):
+        reader = next(iter(value.uses)).owner.operation
+        clamp = match.match_clamp(reader)
+        if clamp is None or max(low, clamp[1]) > min(high, clamp[2]):
+            break
+        low, high, value = max(low, clamp[1]), min(high, clamp[2]), reader.results[0]
+    return value, (low, high)
 
 
 def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Parameter, ...]] | Missed | None:
@@ -225,14 +255,11 @@ def _joins_for_shuffle(use: ir.OpOperand) -> bool:
     return found is not None and len(found) == 2
 
 
-def image_sum(op: ir.Operation) -> bool:
-    """Whether a generic sums an i8 image's rows and columns in i32."""
-    return _reduces_image(op) and arithmetic(op.regions[0].blocks[0]) == emitted(sum_body, "i8", "i32")
-
-
-def float_image_sum(op: ir.Operation) -> bool:
-    """Whether a generic sums an f32 image's rows and columns."""
-    return _reduces_image(op) and match.adds_up(op)
+def image_sum(op: ir.Operation, element: str) -> bool:
+    """Whether a generic sums an image's rows and columns, one of i8 in i32 or one of f32."""
+    if not _reduces_image(op) or element == "f32":
+        return _reduces_image(op) and match.adds_up(op)
+    return arithmetic(op.regions[0].blocks[0]) == emitted(sum_body, "i8", "i32")
 
 
 def sums_windows(op: ir.Operation) -> bool:

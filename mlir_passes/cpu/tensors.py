@@ -6,6 +6,7 @@ border of their zero point; f32 has a border of zeros, and gaps where pixels wou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,13 +15,17 @@ from torch_mlir import ir
 from torch_mlir.dialects import arith, tensor
 
 from mlir_passes.base import Missed
+from mlir_passes.cpu import patterns
 from mlir_passes.cpu.calls import Buffer, Calls, KernelSpec, border_byte, numbers_as, tag_like
+from mlir_passes.cpu.isa import Isa
+from mlir_passes.cpu.kernels.depthwise import Depthwise
+from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.kernels.image_float import FloatConcat, FloatInterleave, FloatMaxPool
 from mlir_passes.cpu.kernels.pointwise import Concat, Interleave
 from mlir_passes.cpu.kernels.pool import MaxPool
-from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, padded
+from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, Sum
 from mlir_passes.ir import match
-from mlir_passes.ir.build import elementwise, tensor_type
+from mlir_passes.ir.build import elementwise, relaid_constant, tensor_type
 from mlir_passes.ir.moves import extract_slice, pad, reshape
 from mlir_passes.kernels.text import Layout
 
@@ -32,19 +37,24 @@ _GAP = 16
 class Tensors:
     """The tensors of one number type; the buffers that kernels make are in ``calls.buffers``, of all types.
 
-    element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. max_pool, concat,
-    interleave: the kernels of that type.
+    element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. added: recognizes
+    an addition. depthwise, max_pool, concat, interleave: the kernels of that type.
+
+    waiting: by their results, the layers that an addition goes into; each is called with that, or with None.
     """
 
     element: ClassVar[str]
     dtype: ClassVar[type]
     lowest: ClassVar[float]
+    added: ClassVar[Callable[[ir.Operation], Sum | Missed | None]]
+    depthwise: ClassVar[type]
     max_pool: ClassVar[type]
     concat: ClassVar[type]
     interleave: ClassVar[type]
 
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, calls: Calls, isa: Isa) -> None:
+        self.calls, self.isa = calls, isa
+        self.waiting: dict[ir.Value, Callable[[Sum | None], None]] = {}
         self._converted: dict[ir.Value, Buffer] = {}
 
     def holds(self, value: ir.Value) -> bool:
@@ -55,9 +65,27 @@ class Tensors:
         """How a kernel writes a value: with the border that its readers want."""
         raise NotImplementedError
 
-    def read(self, value: ir.Value, number: float) -> Padded | Missed:
-        """What a reader reads whose padding must hold ``number``: a tensor, and the border it wants around it."""
+    def read(self, value: ir.Value, number: float | None = None) -> Padded | Missed:
+        """What a reader reads: a tensor, and the border it wants around it; one that must hold ``number``, if given."""
+        source = self._padded(value, number)
+        if isinstance(source, Missed) or self.holds(source.value):
+            return source
+        return Missed(f"it reads {source.value.type}, which are no images of {self.element}")
+
+    def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
         raise NotImplementedError
+
+    def weight(self, value: ir.Value) -> Parameter | None:
+        """The numbers of a layer's weight."""
+        raise NotImplementedError
+
+    def excess(self, weight: np.ndarray) -> np.ndarray | int:
+        """How much larger a kernel's sums with this weight [..., channels] are than the layer's."""
+        return 0
+
+    def number(self, value: ir.Value) -> Parameter | None:
+        """What the border of a value holds; None where it has none, or zeros."""
+        return None
 
     def border(self, value: ir.Value) -> list[ir.Value]:
         """The operands from which a kernel that moves numbers fills the border of its result, ``value``."""
@@ -95,7 +123,8 @@ class StoredTensors(Tensors):
     """i8 tensors, which kernels hold as u8."""
 
     element, dtype, lowest = "i8", np.int8, -128
-    max_pool, concat, interleave = MaxPool, Concat, Interleave
+    added = staticmethod(patterns.added)
+    depthwise, max_pool, concat, interleave = Depthwise, MaxPool, Concat, Interleave
 
     def layout(self, value: ir.Value) -> Layout:
         """Whole vectors of channels, with the border that all readers agree with."""
@@ -107,15 +136,37 @@ class StoredTensors(Tensors):
         return replace(image_layout(value), top=top, left=left, bottom=bottom, right=right)
 
     def number(self, value: ir.Value) -> Parameter | None:
-        """What the border of a value holds; None where it has none."""
+        """See Tensors."""
         return next((each.number for each in _bordering_readers(value)), None)
 
-    def read(self, value: ir.Value, number: float) -> Padded | Missed:
-        """See Tensors."""
-        source = padded(value)
-        if isinstance(source, Missed) or source.number is None or int(source.number.numbers) == number:
+    def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
+        source = patterns.padded(value)
+        if isinstance(source, Missed) or source.number is None:
             return source
-        return Missed(f"its padding does not hold {number:g}")
+        if number is not None:
+            return source if int(source.number.numbers) == number else Missed(f"its padding does not hold {number:g}")
+        border = self.number(source.value)
+        if border is not None and np.array_equal(border.numbers, source.number.numbers):
+            return source
+        return Missed("another reader of its input wants another number in the border")
+
+    def weight(self, value: ir.Value) -> Parameter | None:
+        """See Tensors; a tag stays."""
+        return patterns.parameter_of(value)
+
+    def excess(self, weight: np.ndarray) -> np.ndarray | int:
+        """They read u8 for i8, which is 128 larger."""
+        return weight.sum(axis=tuple(range(weight.ndim - 1)), dtype=np.int64) * (128 - self.isa.zero)
+
+    def call(
+        self, spec: KernelSpec, operands: list[ir.Value], result: ir.Value, y: Layout, source: ir.Operation
+    ) -> None:
+        """See Tensors; a result in f32 is cut out of the vectors in which the kernel makes it."""
+        if self.holds(result):
+            super().call(spec, operands, result, y, source)
+            return
+        made = self.calls.call(spec, operands, tensor_type(y.shape, np.float32), source)
+        result.replace_all_uses_with(unbordered(made, y, ir.RankedTensorType(result.type)))
 
     def border(self, value: ir.Value) -> list[ir.Value]:
         """Sixteen bytes of the border's number."""
@@ -142,7 +193,8 @@ class FloatTensors(Tensors):
     """f32 tensors."""
 
     element, dtype, lowest = "f32", np.float32, -3.4028234663852886e38
-    max_pool, concat, interleave = FloatMaxPool, FloatConcat, FloatInterleave
+    added = staticmethod(patterns.float_added)
+    depthwise, max_pool, concat, interleave = FloatDepthwise, FloatMaxPool, FloatConcat, FloatInterleave
 
     def layout(self, value: ir.Value) -> Layout:
         """With the zeros around it that its readers want."""
@@ -157,9 +209,14 @@ class FloatTensors(Tensors):
         gap = _GAP if dense and plain.c % _ALIASING == 0 and plain.w > 1 else 0
         return replace(plain, **sides, pixel=plain.c + gap if gap else 0)
 
-    def read(self, value: ir.Value, number: float) -> Padded | Missed:
-        """See Tensors; a padding with another number is read as a tensor of its own."""
-        return float_padded(value, number)
+    def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
+        # A padding with another number is read as a tensor of its own.
+        return float_padded(value, number or 0.0)
+
+    def weight(self, value: ir.Value) -> Parameter | None:
+        """See Tensors."""
+        numbers = relaid_constant(value)
+        return None if numbers is None else Parameter(numbers, None)
 
     def border(self, value: ir.Value) -> list[ir.Value]:
         """Nothing: a border is of zeros."""
@@ -242,7 +299,7 @@ def _bordering_readers(value: ir.Value) -> list[Padded]:
     for op in (use.owner.operation for use in value.uses):
         if op.name != "tensor.pad" or MAX_POOL in {each.owner.operation.name for each in op.results[0].uses}:
             continue
-        wanted = padded(op.results[0])
+        wanted = patterns.padded(op.results[0])
         if isinstance(wanted, Padded) and wanted.number is not None:
             found.append(wanted)
     return found

@@ -93,8 +93,11 @@ def scalar(value: ir.Value) -> float | None:
     return None
 
 
-def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
-    """The per-channel start value f32[channels] of a convolution's accumulator: a constant broadcast, or one number."""
+def channel_bias(init: ir.Value, channels: int, *, last: bool = False) -> np.ndarray | None:
+    """The start value f32[channels] of a convolution's accumulator: a constant broadcast, or one number.
+
+    last: whether channels are innermost, else the second dimension.
+    """
     number = scalar(init)
     if number is not None:
         return np.full(channels, number, np.float32)
@@ -102,8 +105,10 @@ def channel_bias(init: ir.Value, channels: int) -> np.ndarray | None:
     if op is None:
         return None
     if op.name == "tensor.expand_shape":
-        return channel_bias(op.operands[0], channels)
-    if op.name == "linalg.broadcast" and ints(op, "dimensions") == (0, *range(2, len(shape_of(init)))):
+        return channel_bias(op.operands[0], channels, last=last)
+    rank = len(shape_of(init))
+    others = tuple(range(rank - 1)) if last else (0, *range(2, rank))
+    if op.name == "linalg.broadcast" and ints(op, "dimensions") == others:
         inner = relaid_constant(op.operands[0])
         return inner if inner is not None and inner.shape == (channels,) else None
     return None

@@ -5,7 +5,7 @@
 // CHECK-DAG: func.func @[[DEPTHWISE:quantune_float_depthwise_[0-9]+]](
 // CHECK-DAG: func.func @[[POOL:quantune_float_max_pool_[0-9]+]](
 // CHECK-DAG: func.func @[[JOIN:quantune_float_concat_[0-9]+]](
-// CHECK-DAG: func.func @[[MEAN:quantune_float_average_[0-9]+]](
+// CHECK-DAG: func.func @[[MEAN:quantune_sum_pool_[0-9]+]](
 
 // CHECK-LABEL: func.func @main
 //  CHECK-SAME: (%[[X:.*]]: tensor<1x4x6x8xf32>)

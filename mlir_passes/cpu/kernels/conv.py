@@ -51,7 +51,7 @@ class Conv:
     @property
     def group(self) -> int:
         """Input channels that one step takes."""
-        return 1 if isinstance(self.form, FloatForm) else 4
+        return self.form.group
 
     @property
     def quads(self) -> int:

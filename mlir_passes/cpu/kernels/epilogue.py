@@ -23,10 +23,15 @@ MULTIPLIER, SHIFT, REAL = "multiplier", "shift", "real"
 
 @dataclass(frozen=True)
 class Form:
-    """How a kernel ends. kind: multiplier, shift or real. residual: the layout of the tensor that is added."""
+    """How a kernel ends. kind: multiplier, shift or real. residual: the layout of the tensor that is added.
+
+    group: input channels that one step of a matrix product takes.
+    """
 
     kind: str
     residual: Layout | None = None
+
+    group: ClassVar[int] = 4
 
     @property
     def element(self) -> str:
@@ -73,6 +78,7 @@ class FloatForm:
     outer: tuple[float, float] = (-math.inf, math.inf)
     residual: Layout | None = None
 
+    group: ClassVar[int] = 1
     input_element: ClassVar[str] = "f32"
     accumulator: ClassVar[str] = "f32"
     result_element: ClassVar[str] = "f32"
@@ -86,12 +92,31 @@ class FloatForm:
         return [("f32", channels), *([] if self.residual is None else [("f32", self.residual.size)])]
 
 
+@dataclass(frozen=True)
+class Quotient:
+    """How an f32 kernel of averages ends: acc / divisor."""
+
+    divisor: float
+
+    input_element: ClassVar[str] = "f32"
+    accumulator: ClassVar[str] = "f32"
+    result_element: ClassVar[str] = "f32"
+
+    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> QuotientEpilogue:
+        """Emit what the form needs once a kernel."""
+        return QuotientEpilogue(kernel, self, first, lanes)
+
+    def bindings(self, channels: int) -> list[tuple[str, int]]:
+        """None."""
+        return []
+
+
 @dataclass
 class FloatEpilogue:
     """Emits a float form's arithmetic; the interface is that of Epilogue, without multipliers."""
 
     kernel: Kernel
-    form: FloatForm
+    form: FloatForm | Quotient
     first: int
     lanes: int
 
@@ -127,6 +152,25 @@ class FloatEpilogue:
                 inside = self.kernel.op(f"arith.cmpf {name}, {value}, {limit} : {vector}")
                 value = self.kernel.op(f"arith.select {inside}, {value}, {limit} : vector<{self.lanes}xi1>, {vector}")
         return value
+
+
+@dataclass
+class QuotientEpilogue(FloatEpilogue):
+    """Emits a quotient."""
+
+    form: Quotient
+
+    def __post_init__(self) -> None:
+        vector = f"vector<{self.lanes}xf32>"
+        self.zero, self.divisor = (self.kernel.constant(f"dense<{v:.9e}>", vector) for v in (0.0, self.form.divisor))
+
+    def bias(self, at: str) -> str:
+        """Zero: where an accumulator starts."""
+        return self.zero
+
+    def finish(self, acc: str, scale: str, residual: str | None = None) -> str:
+        """The sums divided."""
+        return self.kernel.op(f"arith.divf {acc}, {self.divisor} : vector<{self.lanes}xf32>")
 
 
 @dataclass

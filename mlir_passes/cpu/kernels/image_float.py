@@ -1,4 +1,4 @@
-"""f32 kernels without weights: the input image, maximum and average over windows, joined and interleaved channels."""
+"""f32 kernels without weights: the input image, maximum over windows, joined and interleaved channels."""
 
 from __future__ import annotations
 
@@ -84,42 +84,6 @@ class FloatMaxPool(_Moves):
                         # NaN wins, as it does in torch.
                         first = k.op(f"arith.maximumf {first}, {value} : {vector}")
                     k.store(first, 1, k.add(out, channel), vector)
-        return k.text()
-
-
-@dataclass(frozen=True)
-class FloatAverage(_Moves):
-    """The sum of each window divided by ``divisor``; the whole image is one window too."""
-
-    x: Layout
-    y: Layout
-    window: Window
-    divisor: float
-    isa: Isa
-
-    def text(self) -> str:
-        """The kernel's MLIR; bindings: input, result."""
-        x, y, window = self.x, self.y, self.window
-        lanes = float_lanes(self.isa, y.c)
-        k, vector = _kernel([x], y, math.prod(window.kernel)), f"vector<{lanes}xf32>"
-        zero, divisor = (k.constant(f"dense<{value:.9e}>", vector) for value in (0.0, self.divisor))
-        with (
-            over_rows(k, x, y) as (row, (x_image, y_image)),
-            k.loop(0, y.w) as column,
-            k.loop(0, len(channel_tiles(y.c, lanes, 1))) as block,
-        ):
-            channel = k.least(k.mul(block.index, lanes), y.c - lanes)
-            corner = k.mul(row, window.strides[0] * x.pitch), k.mul(column.index, window.strides[1] * x.stride)
-            start = k.add(*corner, channel, x_image, x.at(-window.top, -window.left))
-            with k.loop(0, window.kernel[0], 1, [zero], vector) as kh:
-                at = k.add(start, k.mul(kh.index, window.dilations[0] * x.pitch))
-                with k.loop(0, window.kernel[1], 1, kh.values, vector) as kw:
-                    value = k.load(0, k.add(at, k.mul(kw.index, window.dilations[1] * x.stride)), vector)
-                    kw.values = [k.op(f"arith.addf {kw.values[0]}, {value} : {vector}")]
-                kh.values = kw.values
-            mean = k.op(f"arith.divf {kh.values[0]}, {divisor} : {vector}")
-            out = k.mul(row, y.pitch), k.mul(column.index, y.stride)
-            k.store(mean, 1, k.add(*out, channel, y_image, y.at()), vector)
         return k.text()
 
 
