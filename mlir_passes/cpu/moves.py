@@ -11,9 +11,9 @@ from torch_mlir import ir
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.calls import Buffer, KernelSpec, border_byte, numbers_as, tag_like
-from mlir_passes.cpu.kernels.image_float import FloatTranspose
-from mlir_passes.cpu.kernels.pointwise import Quantize
-from mlir_passes.cpu.kernels.pool import overlaps_everywhere
+from mlir_passes.cpu.kernels.image import Quantize, Transpose
+from mlir_passes.cpu.kernels.join import Concat, Interleave
+from mlir_passes.cpu.kernels.pool import MaxPool, overlaps_everywhere
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, Parameter
 from mlir_passes.cpu.tensors import Tensors, float_padded, image_layout
 from mlir_passes.ir import match
@@ -69,7 +69,7 @@ def max_pool(op: ir.Operation, tensors: Tensors) -> Move | Missed:
         return Missed("its window is dilated")
     if not overlaps_everywhere(window, image_layout(source.value), y):
         return Missed("one of its windows lies in the padding altogether")
-    return Move(op, (source.value,), y, lambda x: tensors.max_pool(x, y, window, tensors.isa))
+    return Move(op, (source.value,), y, lambda x: MaxPool(x, y, window, tensors.isa))
 
 
 def joined(op: ir.Operation, tensors: Tensors) -> Move | Missed:
@@ -77,7 +77,7 @@ def joined(op: ir.Operation, tensors: Tensors) -> Move | Missed:
     if not patterns.joins_channels(op):
         return Missed("it does not join channels")
     y = tensors.layout(op.results[0])
-    return Move(op, tuple(op.operands), y, lambda *inputs: tensors.concat(inputs, y, tensors.isa))
+    return Move(op, tuple(op.operands), y, lambda *inputs: Concat(inputs, y, tensors.isa))
 
 
 def one_pixel(op: ir.Operation, tensors: Tensors) -> View | None:
@@ -97,14 +97,14 @@ def shuffled(op: ir.Operation, tensors: Tensors) -> Move | Missed:
         # The halves are read as slices, the second one in groups of four that may reach beyond it.
         y = replace(y, pixel=max(32, -(-(y.c + 3) // 16) * 16))
     if len(found) == 2 and match.shape_of(found[0])[-1] > (1 if tensors.element == "f32" else 0):
-        return Move(op, found, y, lambda a, b: tensors.interleave(a, b, y, tensors.isa))
+        return Move(op, found, y, lambda a, b: Interleave(a, b, y, tensors.isa))
     if len(found) == 2 or tensors.element == "f32":
         return Missed("it is no shuffle of the channels of two tensors")
     half = match.shape_of(found[0])[-1] // 2
     parts = [tensors.channels(tensors.held_layout(found[0]), first, half) for first in (0, half)]
     if None in parts:
         return Missed("half of its channels are not whole vectors")
-    return Move(op, found * 2, y, lambda *_: tensors.interleave(*parts, y, tensors.isa))
+    return Move(op, found * 2, y, lambda *_: Interleave(*parts, y, tensors.isa))
 
 
 def sliced(op: ir.Operation, tensors: Tensors) -> View | Missed | None:
@@ -127,7 +127,7 @@ def copied(op: ir.Operation, tensors: Tensors) -> Move | None:
 
     def kernel(x: Layout) -> KernelSpec:
         part = replace(x, c=y.c, first=x.first + first, pixel=x.stride)
-        return tensors.concat((part,), y, tensors.isa)
+        return Concat((part,), y, tensors.isa)
 
     return Move(op, (op.operands[0],), y, kernel)
 
@@ -191,4 +191,4 @@ def call_quantize(found: Incoming, tensors: Tensors) -> None:
 
 def call_transpose(found: Incoming, tensors: Tensors) -> None:
     """Bring the channels of an f32 image innermost."""
-    tensors.call(FloatTranspose(found.y, tensors.isa), [found.image], found.op.results[0], found.y, found.op)
+    tensors.call(Transpose(found.y, tensors.isa), [found.image], found.op.results[0], found.y, found.op)

@@ -20,9 +20,6 @@ from mlir_passes.cpu.calls import Buffer, Calls, KernelSpec, border_byte, number
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
-from mlir_passes.cpu.kernels.image_float import FloatConcat, FloatInterleave, FloatMaxPool
-from mlir_passes.cpu.kernels.pointwise import Concat, Interleave
-from mlir_passes.cpu.kernels.pool import MaxPool
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, Sum
 from mlir_passes.ir import match
 from mlir_passes.ir.build import elementwise, relaid_constant, tensor_type
@@ -38,7 +35,7 @@ class Tensors:
     """The tensors of one number type; the buffers that kernels make are in ``calls.buffers``, of all types.
 
     element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. added: recognizes
-    an addition. depthwise, max_pool, concat, interleave: the kernels of that type.
+    an addition. depthwise: the kernel of that type.
 
     waiting: by their results, the layers that an addition goes into; each is called with that, or with None.
     """
@@ -48,9 +45,6 @@ class Tensors:
     lowest: ClassVar[float]
     added: ClassVar[Callable[[ir.Operation], Sum | Missed | None]]
     depthwise: ClassVar[type]
-    max_pool: ClassVar[type]
-    concat: ClassVar[type]
-    interleave: ClassVar[type]
 
     def __init__(self, calls: Calls, isa: Isa) -> None:
         self.calls, self.isa = calls, isa
@@ -124,7 +118,7 @@ class StoredTensors(Tensors):
 
     element, dtype, lowest = "i8", np.int8, -128
     added = staticmethod(patterns.added)
-    depthwise, max_pool, concat, interleave = Depthwise, MaxPool, Concat, Interleave
+    depthwise = Depthwise
 
     def layout(self, value: ir.Value) -> Layout:
         """Whole vectors of channels, with the border that all readers agree with."""
@@ -194,7 +188,7 @@ class FloatTensors(Tensors):
 
     element, dtype, lowest = "f32", np.float32, -3.4028234663852886e38
     added = staticmethod(patterns.float_added)
-    depthwise, max_pool, concat, interleave = FloatDepthwise, FloatMaxPool, FloatConcat, FloatInterleave
+    depthwise = FloatDepthwise
 
     def layout(self, value: ir.Value) -> Layout:
         """With the zeros around it that its readers want."""

@@ -35,6 +35,11 @@ class Layout:
     images: int = 1
 
     @property
+    def element(self) -> str:
+        """Element type of what it holds."""
+        return "f32" if self.floating else "i8"
+
+    @property
     def stride(self) -> int:
         """Bytes from pixel to pixel: unless packed, whole groups of four channels and at least one narrow vector."""
         if self.pixel or self.floating or self.packed:

@@ -18,6 +18,11 @@ class Window:
     left: int = 0
 
 
+def widest(most: int, count: int) -> int:
+    """Numbers of the widest vector that ``count`` of them fill: a power of two, ``most`` at most."""
+    return 1 << (min(most, count).bit_length() - 1)
+
+
 def channel_tiles(channels: int, lanes: int, blocks: int) -> list[list[int]]:
     """Start channels of blocks of ``lanes`` channels, ``blocks`` to a tile."""
     starts = [min(i * lanes, max(channels - lanes, 0)) for i in range(-(-channels // lanes))]

@@ -1,11 +1,53 @@
-"""How a kernel's work falls into workgroups, and the border that one of them fills."""
+"""How a kernel's work falls into workgroups, the border that one of them fills, and kernels that only move numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.kernels.windows import channel_tiles, widest
+
+
+class Unweighted:
+    """A kernel that multiplies by no weights."""
+
+    macs: ClassVar[int] = 0
+
+
+def moving(inputs: Sequence[Layout], y: Layout, work: int) -> Kernel:
+    """A kernel that moves or selects numbers; bindings: the inputs, of bytes 16 of the border, the result."""
+    border = [] if y.floating else [(y.element, 16)]
+    bindings = [*((x.element, x.size) for x in inputs), *border, (y.element, y.size)]
+    return Kernel(bindings, split_work(work, y.images * y.h))
+
+
+@contextmanager
+def moved_rows(k: Kernel, inputs: Sequence[Layout], y: Layout) -> Iterator[tuple[str, list[str | int]]]:
+    """``over_rows`` of a kernel that ``moving`` made; the border is filled."""
+
+    def border() -> None:
+        if y.floating:
+            fill_zero_border(k, len(inputs), y)
+        else:
+            fill_border_with(k, k.load(len(inputs), k.index(0), "vector<16xi8>"), len(inputs) + 1, y)
+
+    with over_rows(k, *inputs, y, border=border) as rows:
+        yield rows
+
+
+def over_channels(k: Kernel, x: Layout, width: int, body: Callable[[str | int], None]) -> None:
+    """Emit ``body`` for the first channel of each vector of a pixel: in a loop, or of bytes, which are few, one by one.
+
+    width: channels of a vector. The last one may begin earlier, and do a part again.
+    """
+    if not x.floating:
+        for (start,) in channel_tiles(x.c, width, 1):
+            body(start)
+        return
+    with k.loop(0, x.c, width) as block:
+        body(k.least(block.index, x.c - width))
 
 
 def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
@@ -67,12 +109,11 @@ def fill_zero_border(kernel: Kernel, binding: int, layout: Layout) -> None:
 
 def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:
     """Write the whole border of a result with a vector of 16 bytes or floats; for one workgroup to run."""
-    element = "f32" if layout.floating else "i8"
-    whole = f"vector<16x{element}>"
+    whole = f"vector<16x{layout.element}>"
 
     def fill(start: str, length: int) -> None:
-        step = max(n for n in (1, 2, 4, 8, 16) if n <= length)
-        part, kind = value, f"vector<{step}x{element}>"
+        step = widest(16, length)
+        part, kind = value, f"vector<{step}x{layout.element}>"
         if step < 16:
             part = kernel.op(f"vector.shuffle {value}, {value} {list(range(step))} : {whole}, {whole}")
         with kernel.loop(0, length, step) as loop:

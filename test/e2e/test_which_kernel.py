@@ -97,8 +97,8 @@ def test_f32(cpu: str) -> None:
     calls, left = _calls("f32", cpu)
     assert left == ["add_1", "linear"]  # an addition that no layer takes along, and a matrix product's bias
     assert calls == {
-        "": ["float_transpose"], "dense": ["conv"], "depthwise": ["float_depthwise"], "grouped": ["conv"],
-        "pointwise": ["conv"], "residual": ["conv"], "maximum": ["float_max_pool"], "average": ["sum_pool"],
-        "shrink": ["float_max_pool"], "view_1": ["float_interleave"], "cat_1": ["float_concat"],
+        "": ["transpose"], "dense": ["conv"], "depthwise": ["float_depthwise"], "grouped": ["conv"],
+        "pointwise": ["conv"], "residual": ["conv"], "maximum": ["max_pool"], "average": ["sum_pool"],
+        "shrink": ["max_pool"], "view_1": ["interleave"], "cat_1": ["concat"],
         "mean": ["sum_pool"], "linear": ["conv"],
     }  # fmt: skip

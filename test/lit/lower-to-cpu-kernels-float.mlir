@@ -1,10 +1,10 @@
 // RUN: quantune-opt %s --pass-pipeline=quantune-lower-to-cpu-kernels{features=avx512vnni} | FileCheck %s
 
 // The transpose writes the zeros that the depthwise layer's padding asks for; that layer sums nine products a channel.
-// CHECK-DAG: func.func @[[TRANSPOSE:quantune_float_transpose_[0-9]+]](
+// CHECK-DAG: func.func @[[TRANSPOSE:quantune_transpose_[0-9]+]](
 // CHECK-DAG: func.func @[[DEPTHWISE:quantune_float_depthwise_[0-9]+]](
-// CHECK-DAG: func.func @[[POOL:quantune_float_max_pool_[0-9]+]](
-// CHECK-DAG: func.func @[[JOIN:quantune_float_concat_[0-9]+]](
+// CHECK-DAG: func.func @[[POOL:quantune_max_pool_[0-9]+]](
+// CHECK-DAG: func.func @[[JOIN:quantune_concat_[0-9]+]](
 // CHECK-DAG: func.func @[[MEAN:quantune_sum_pool_[0-9]+]](
 
 // CHECK-LABEL: func.func @main

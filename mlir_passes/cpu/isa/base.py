@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mlir_passes.kernels.windows import widest
 from mlir_passes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from mlir_passes.kernels.text import Kernel
+    from mlir_passes.kernels.text import Kernel, Layout
 
 
 _IN_CPUINFO = {"avx512vnni": "avx512_vnni", "avxvnni": "avx_vnni", "dotprod": "asimddp", "neon": "asimd"}
@@ -45,6 +46,12 @@ class Isa:
     def lanes(self) -> int:
         """i32 or f32 numbers in a vector register: the channels of one block."""
         return self.width // 4
+
+    def fitting(self, layout: Layout) -> int:
+        """Channels of the widest vector that a pixel fills; any pixel of stored integers has room for 16."""
+        if layout.floating:
+            return widest(self.lanes, layout.c)
+        return max(16, widest(self.width, layout.c))
 
     def multiply_add(self, k: Kernel, acc: str, x: str, weight: str, width: int) -> str:
         """Emit, per i32 lane, acc plus the four products of u8 ``x`` less ``zero`` and s8 ``weight``.

@@ -16,7 +16,7 @@ import numpy as np
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
 from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.windows import Window, channel_tiles
+from mlir_passes.kernels.windows import Window, channel_tiles, widest
 from mlir_passes.kernels.work import over_rows, split_work
 
 
@@ -42,7 +42,7 @@ class Depthwise:
         """Bytes in a block: one vector of channels."""
         if self.pixels > 1:
             return self.isa.width
-        return next(w for w in (64, 32, 16) if w <= self.isa.width and (w <= self.y.c or w == 16))
+        return max(16, widest(self.isa.width, self.y.c))
 
     @property
     def rows(self) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import FloatEpilogue, FloatForm
-from mlir_passes.cpu.kernels.image_float import float_lanes
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
 from mlir_passes.kernels.work import over_rows, split_work
@@ -34,7 +33,7 @@ class FloatDepthwise:
     @property
     def lanes(self) -> int:
         """Channels of a block."""
-        return float_lanes(self.isa, self.y.c)
+        return self.isa.fitting(self.y)
 
     @property
     def rows(self) -> int:

@@ -9,14 +9,13 @@ import numpy as np
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import Form, Quotient
-from mlir_passes.cpu.kernels.image_float import float_lanes
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
-from mlir_passes.kernels.work import fill_border_with, over_rows, split_work
+from mlir_passes.kernels.work import Unweighted, moved_rows, moving, over_rows, split_work
 
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPool(Unweighted):
     """The maximum of each window. Positions outside the image repeat one of the window in it: no maximum changes."""
 
     x: Layout
@@ -24,41 +23,29 @@ class MaxPool:
     window: Window
     isa: Isa
 
-    @property
-    def macs(self) -> int:
-        """No multiplications."""
-        return 0
-
     def text(self) -> str:
-        """The kernel's MLIR; bindings: input, 16 border bytes, result."""
-        x, y, window = self.x, self.y, self.window
-        width = byte_width(self.isa, y.c)
-        k = Kernel([("i8", x.size), ("i8", 16), ("i8", y.size)],
-                   split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))  # fmt: skip
-        kind = f"vector<{width}xi8>"
-        with over_rows(k, x, y, border=lambda: fill_border_with(k, k.load(1, k.index(0), "vector<16xi8>"), 2, y)) as (
-            row,
-            (x_image, y_image),
-        ):
-            rows = _positions(k, row, window, 0, x.h)
-            rows = [k.add(k.mul(r, x.pitch), x_image, x.at()) for r in rows]
+        """The kernel's MLIR; bindings: see ``moving``."""
+        x, y, window, width = self.x, self.y, self.window, self.isa.fitting(self.y)
+        k = moving([x], y, y.images * y.h * y.w * y.c * math.prod(window.kernel))
+        # Of f32 NaN wins, as it does in torch.
+        kind, larger = f"vector<{width}x{y.element}>", "maximumf" if y.floating else "maxui"
+        with moved_rows(k, [x], y) as (row, (x_image, y_image)):
+            rows = [k.add(k.mul(r, x.pitch), x_image, x.at()) for r in _positions(k, row, window, 0, x.h)]
             with k.loop(0, y.w) as column:
-                columns = _positions(k, column.index, window, 1, x.w)
-                columns = [k.mul(c, x.stride) for c in columns]
+                columns = [k.mul(c, x.stride) for c in _positions(k, column.index, window, 1, x.w)]
+                places = [k.add(r, c) for r in rows for c in columns]
                 out = k.add(k.mul(row, y.pitch), k.mul(column.index, y.stride), y_image, y.at())
                 with k.loop(0, len(channel_tiles(y.c, width, 1))) as block:
                     channel = k.least(k.mul(block.index, width), max(y.c - width, 0))
-                    best = ""
-                    for r in rows:
-                        for c in columns:
-                            value = k.load(0, k.add(r, c, channel), kind)
-                            best = k.op(f"arith.maxui {best}, {value} : {kind}") if best else value
-                    k.store(best, 2, k.add(out, channel), kind)
+                    best, *others = [k.load(0, k.add(place, channel), kind) for place in places]
+                    for value in others:
+                        best = k.op(f"arith.{larger} {best}, {value} : {kind}")
+                    k.store(best, len(k.bindings) - 1, k.add(out, channel), kind)
         return k.text()
 
 
 @dataclass(frozen=True)
-class SumPool:
+class SumPool(Unweighted):
     """The sum of each window, and what its form makes of it; the whole image is one window too."""
 
     x: Layout
@@ -68,14 +55,9 @@ class SumPool:
     isa: Isa
 
     @property
-    def macs(self) -> int:
-        """No multiplications."""
-        return 0
-
-    @property
     def lanes(self) -> int:
         """Channels of a block."""
-        return float_lanes(self.isa, self.y.c) if self.x.floating else self.isa.lanes
+        return self.isa.fitting(self.y) if self.x.floating else self.isa.lanes
 
     @property
     def starts(self) -> list[list[int]]:
@@ -128,11 +110,6 @@ def overlaps_everywhere(window: Window, x: Layout, y: Layout) -> bool:
         if not ((places >= 0) & (places < size)).any(axis=1).all():
             return False
     return True
-
-
-def byte_width(isa: Isa, channels: int) -> int:
-    """The widest byte vector that ``channels`` fill."""
-    return next(w for w in (64, 32, 16) if w <= isa.width and (w <= channels or w == 16))
 
 
 def _positions(k: Kernel, index: str, window: Window, axis: int, size: int) -> list[str]:
