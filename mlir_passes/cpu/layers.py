@@ -122,7 +122,7 @@ class Dividing(End):
 
     def form(self, total: Sum | None) -> Quotient:
         """See End."""
-        return Quotient(self.divisor)
+        return Quotient(divisor=self.divisor)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _call_layer(layer: Layer, tensors: Tensors, total: Sum | None) -> None:
             x, y, *others = joined_images([x, y, *([] if residual is None else [residual])])
             residual = others[0] if others else None
         tile = choose_tile(*one_unit(x, y, layer.groups, isa.lanes), window, isa, form.group)
-        spec = Conv(x, y, window, replace(form, residual=residual), tile, isa, layer.groups)
+        spec = Conv(x, y, window, replace(form, residual=residual), isa, tile, layer.groups)
     weight, border = layer.weight.numbers, tensors.number(result)
     operands = [source.value, numbers_as(layer.weight.tag, spec.pack(weight))]
     operands += end.numbers(spec, tensors.excess(weight), border if total is None else None)

@@ -65,14 +65,14 @@ def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) 
         x = Layout(size * stride + 2 * around, size * stride + 2 * around, ci, floating=True)
         y, place = Layout(size, size, co, floating=True), Window((window, window), (stride, stride))
         tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa, group=1)
-        return Conv(x, y, place, FloatForm((0.0, 6.0)), tile, isa, groups)
+        return Conv(x, y, place, FloatForm((0.0, 6.0)), isa, tile, groups)
     packed = ci < 4
     x = Layout(size * stride, size * stride, ci, around, around, around, around + packed, packed=packed)
     y, place = Layout(size, size, co), Window((window, window), (stride, stride), (1, 1), around, around)
     if kind == "depthwise":
         return Depthwise(x, y, place, Form(MULTIPLIER), isa)
     tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa)
-    return Conv(x, y, place, Form(MULTIPLIER), tile, isa, groups)
+    return Conv(x, y, place, Form(MULTIPLIER), isa, tile, groups)
 
 
 def resident(spec: Conv | Depthwise) -> Conv | Depthwise:

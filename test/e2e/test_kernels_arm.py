@@ -125,7 +125,7 @@ def _spec(kind: str, x: Layout, y: Layout, window: Window, form: Form | FloatFor
         assert isinstance(form, Form)
         return Depthwise(x, y, window, form, isa)
     group = 1 if isinstance(form, FloatForm) else 4
-    return Conv(x, y, window, form, choose_tile(*one_unit(x, y, 1, isa.lanes), window, isa, group=group), isa)
+    return Conv(x, y, window, form, isa, choose_tile(*one_unit(x, y, 1, isa.lanes), window, isa, group=group))
 
 
 def _emulate(

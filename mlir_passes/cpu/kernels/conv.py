@@ -11,15 +11,13 @@ the result is of another group. Tiles stay within a group that fills a vector.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
+from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.kernels.windows import channel_tiles
 from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
 
 _FEW_WEIGHTS = 16 << 10
@@ -37,15 +35,10 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Conv:
-    """One convolution: input and result layouts, window, how it ends, its tile, and into how many groups it falls."""
+class Conv(Windowed):
+    """One convolution: also its tile, and into how many groups it falls."""
 
-    x: Layout
-    y: Layout
-    window: Window
-    form: Form | FloatForm
     tile: Tile
-    isa: Isa
     groups: int = 1
 
     @property
@@ -98,8 +91,7 @@ class Conv:
     @property
     def macs(self) -> int:
         """Multiplications of one call."""
-        y = self.y
-        return y.images * y.h * y.w * y.c * self.x.c // self.groups * math.prod(self.window.kernel)
+        return super().macs * self.x.c // self.groups
 
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """Weights [kh, kw, ci of a group, co] in the order in which the kernel reads them."""
@@ -117,10 +109,6 @@ class Conv:
                         blocks[t, n, :, row : row + ci, low - start : high - start] = weight[:, tap, :, low:high]
         split = blocks.reshape(len(self.starts), self.tile.blocks, kh, self.row_steps, group, lanes)
         return np.ascontiguousarray(split.transpose(0, 2, 3, 1, 5, 4)).reshape(-1)
-
-    def pack_channels(self, values: np.ndarray) -> np.ndarray:
-        """Numbers a channel in the order of the blocks."""
-        return gather_channels(values, self.starts, self.isa.lanes)
 
     def text(self) -> str:
         """The kernel's MLIR."""
@@ -146,12 +134,10 @@ def reach(inputs: int, outputs: int, groups: int, starts: list[list[int]], lanes
 class _Emitter:
     def __init__(self, conv: Conv) -> None:
         self.conv = conv
-        x, y, tile, self.lanes = conv.x, conv.y, conv.tile, conv.isa.lanes
+        y, tile, self.lanes = conv.y, conv.tile, conv.lanes
         channels = len(conv.starts) * tile.blocks * self.lanes
         weights = conv.steps * channels * conv.group
-        element = conv.form.input_element
-        bindings = [(element, x.size), (element, weights), *conv.form.bindings(channels)]
-        bindings.append((conv.form.result_element, y.size))
+        bindings = conv.bindings(channels, weights)
         self.out = len(bindings) - 1
         self.row_tiles, self.channel_tiles = -(-y.h // tile.rows), len(conv.starts)
         self.all_row_tiles = y.images * self.row_tiles

@@ -8,27 +8,22 @@ results back to bytes undoes it. Several output rows at a time share the interle
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.epilogue import REAL, Epilogue, Form
-from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.windows import Window, channel_tiles, widest
+from mlir_passes.cpu.kernels.epilogue import REAL, Form
+from mlir_passes.cpu.kernels.windowed import Windowed
+from mlir_passes.kernels.text import Kernel
+from mlir_passes.kernels.windows import channel_tiles, widest
 from mlir_passes.kernels.work import over_rows, split_work
 
 
 @dataclass(frozen=True)
-class Depthwise:
-    """One depthwise convolution: input and result layouts, window, how it ends, and the output rows of a tile."""
+class Depthwise(Windowed):
+    """One depthwise convolution of stored integers."""
 
-    x: Layout
-    y: Layout
-    window: Window
     form: Form
-    isa: Isa
 
     @property
     def pixels(self) -> int:
@@ -51,9 +46,9 @@ class Depthwise:
         return min(range(1, min(most, self.y.h) + 1), key=lambda r: (-(-self.y.h // r) * (r + 1), r))
 
     @property
-    def starts(self) -> list[int]:
+    def starts(self) -> list[list[int]]:
         """First channel of each block; the last may overlap the one before."""
-        return [tile[0] for tile in channel_tiles(self.y.c, self.width, 1)]
+        return channel_tiles(self.y.c, self.width, 1)
 
     @property
     def groups(self) -> int:
@@ -64,11 +59,6 @@ class Depthwise:
     def block_bytes(self) -> int:
         """Bytes of one block's weights."""
         return self.window.kernel[0] * self.groups * 4 * self.width
-
-    @property
-    def macs(self) -> int:
-        """Multiplications of one call."""
-        return self.y.images * self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
 
     def _order(self) -> np.ndarray:
         """Channel of each lane: [accumulator, lane]."""
@@ -81,13 +71,13 @@ class Depthwise:
         padded = np.zeros((kh, self.groups * 4, max(c * self.pixels, self.width)), np.int8)
         padded[:, :kw, : c * self.pixels] = np.tile(weight, self.pixels)
         split = padded.reshape(kh, self.groups, 4, -1).transpose(0, 1, 3, 2)
-        return np.concatenate([split[:, :, s + self._order()].reshape(-1) for s in self.starts])
+        return np.concatenate([split[:, :, s + self._order()].reshape(-1) for (s,) in self.starts])
 
     def pack_channels(self, values: np.ndarray) -> np.ndarray:
         """Numbers a channel as [block][accumulator][lane]."""
         values = np.tile(values, self.pixels)
         padded = np.concatenate([values, np.zeros(max(0, self.width - len(values)), values.dtype)])
-        return np.concatenate([padded[s + self._order()].reshape(-1) for s in self.starts])
+        return np.concatenate([padded[s + self._order()].reshape(-1) for (s,) in self.starts])
 
     def text(self) -> str:
         """The kernel's MLIR."""
@@ -99,10 +89,7 @@ class _Emitter:
         self.conv = conv
         blocks, self.width = len(conv.starts), conv.width
         channels = blocks * self.width
-        bindings = [
-            ("i8", conv.x.size), ("i8", blocks * conv.block_bytes), *conv.form.bindings(channels),
-            (conv.form.result_element, conv.y.size),
-        ]  # fmt: skip
+        bindings = conv.bindings(channels, blocks * conv.block_bytes)
         self.out = len(bindings) - 1
         self.row_tiles = -(-conv.y.h // conv.rows)
         # One of these multiplications costs about as much as eight of a dense convolution's.
@@ -112,7 +99,7 @@ class _Emitter:
     def text(self) -> str:
         k, conv = self.k, self.conv
         y, x, window = conv.y, conv.x, conv.window
-        self.epilogue = Epilogue(k, conv.form, 2, self.width // 4)
+        self.epilogue = conv.form.epilogue(k, 2, self.width // 4)
         rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: self.epilogue.fill_border(self.out, y))
         with rows as (row_tile, (x_image, y_image)), k.loop(0, len(conv.starts)) as block:
             row = k.least(k.mul(row_tile, conv.rows), y.h - conv.rows)

@@ -11,29 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.epilogue import FloatEpilogue, FloatForm
-from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.cpu.kernels.windowed import Windowed
+from mlir_passes.kernels.text import Kernel
 from mlir_passes.kernels.work import over_rows, split_work
 
 _UNROLLED = 9  # taps; larger windows loop over their rows
 
 
 @dataclass(frozen=True)
-class FloatDepthwise:
-    """One f32 depthwise convolution: input and result layouts, window, and how it ends."""
-
-    x: Layout
-    y: Layout
-    window: Window
-    form: FloatForm
-    isa: Isa
-
-    @property
-    def lanes(self) -> int:
-        """Channels of a block."""
-        return self.isa.fitting(self.y)
+class FloatDepthwise(Windowed):
+    """One depthwise convolution in f32."""
 
     @property
     def rows(self) -> int:
@@ -46,23 +33,9 @@ class FloatDepthwise:
         """Output columns of a tile."""
         return min(4 if self.isa.registers > 16 else 2, self.y.w)
 
-    @property
-    def starts(self) -> list[list[int]]:
-        """First channel of each block; the last may overlap the one before."""
-        return channel_tiles(self.y.c, self.lanes, 1)
-
-    @property
-    def macs(self) -> int:
-        """Multiplications of one call."""
-        return self.y.images * self.y.h * self.y.w * self.y.c * math.prod(self.window.kernel)
-
     def pack(self, weight: np.ndarray) -> np.ndarray:
         """Weights f32[kh, kw, c] as [block][kh][kw][lane]."""
         return np.concatenate([weight[:, :, s : s + self.lanes].reshape(-1) for (s,) in self.starts])
-
-    def pack_channels(self, values: np.ndarray) -> np.ndarray:
-        """Numbers a channel in the order of the blocks."""
-        return gather_channels(values, self.starts, self.lanes)
 
     def text(self) -> str:
         """The kernel's MLIR."""
@@ -74,7 +47,7 @@ class _Emitter:
         self.conv, self.lanes = conv, conv.lanes
         channels = len(conv.starts) * conv.lanes
         weights = channels * math.prod(conv.window.kernel)
-        bindings = [("f32", conv.x.size), ("f32", weights), *conv.form.bindings(channels), ("f32", conv.y.size)]
+        bindings = conv.bindings(channels, weights)
         self.out = len(bindings) - 1
         self.row_tiles = -(-conv.y.h // conv.rows)
         # One of these multiplications costs about as much as two of a dense convolution's.
@@ -83,28 +56,21 @@ class _Emitter:
 
     def text(self) -> str:
         k, conv, lanes = self.k, self.conv, self.lanes
-        y, x, window = conv.y, conv.x, conv.window
-        epilogue = FloatEpilogue(k, conv.form, 2, lanes)
+        x, y = conv.x, conv.y
+        epilogue = conv.form.epilogue(k, 2, lanes)
         rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: epilogue.fill_border(self.out, y))
         with (
-            rows as (tile, (x_image, y_image)),
+            rows as (tile, images),
             k.loop(0, y.w, conv.columns) as start,
             k.loop(0, len(conv.starts)) as block,
         ):
             row = k.least(k.mul(tile, conv.rows), y.h - conv.rows)
             column = k.least(start.index, y.w - conv.columns)
             channel = k.least(k.mul(block.index, lanes), y.c - lanes)
-            x_at = k.add(
-                k.mul(row, window.strides[0] * x.pitch),
-                k.mul(column, window.strides[1] * x.stride),
-                channel,
-                x_image,
-                x.at(-window.top, -window.left),
-            )
-            weight = k.mul(block.index, lanes * math.prod(window.kernel))
+            x_at, at = conv.places(k, row, column, images, channel)
+            weight = k.mul(block.index, lanes * math.prod(conv.window.kernel))
             bias = epilogue.bias(k.mul(block.index, lanes))
             sums = self._sums(x_at, weight, bias)
-            at = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), channel, y_image, y.at())
             for (r, p), value in sums.items():
                 epilogue.store(epilogue.finish(value, ""), self.out, k.add(at, r * y.pitch + p * y.stride))
         return k.text()

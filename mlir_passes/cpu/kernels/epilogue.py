@@ -1,8 +1,9 @@
-"""From i32 sums to what a layer hands on, in registers: requantize, add a residual, or scale to f32.
+"""From sums to what a layer hands on, in registers: i32 is requantized, a residual added, or scaled to f32.
 
     multiplier:  clamp(roundeven(f32(acc) · m), lo − z, hi − z) + z       the bias is in acc from the start
     shift:       clamp(roundeven(acc / 2^k) + z, lo, hi)
     real:        f32(acc) · m                                            stored as f32
+    in f32:      clamp(acc), clamp(clamp(acc) + r) with a residual r, or acc / n
 
 lo, hi and z are integers, so that clamping before rounding and adding z gives the same integer as the other order;
 z, lo and hi here are those of u8: 128 above the stored signed ones. A residual is added to the requantized value in
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.work import fill_border_with, fill_zero_border
@@ -23,7 +24,7 @@ MULTIPLIER, SHIFT, REAL = "multiplier", "shift", "real"
 
 @dataclass(frozen=True)
 class Form:
-    """How a kernel ends. kind: multiplier, shift or real. residual: the layout of the tensor that is added.
+    """How a kernel of integers ends. kind: multiplier, shift or real. residual: the layout of the tensor that is added.
 
     group: input channels that one step of a matrix product takes.
     """
@@ -32,21 +33,13 @@ class Form:
     residual: Layout | None = None
 
     group: ClassVar[int] = 4
+    input_element: ClassVar[str] = "i8"
+    accumulator: ClassVar[str] = "i32"
 
     @property
     def element(self) -> str:
         """Element type of the multipliers or shifts, and of the range's four numbers."""
         return "i32" if self.kind == SHIFT else "f32"
-
-    @property
-    def input_element(self) -> str:
-        """Element type of the layer's input, and of a residual."""
-        return "i8"
-
-    @property
-    def accumulator(self) -> str:
-        """Element type of the sums."""
-        return "i32"
 
     @property
     def result_element(self) -> str:
@@ -55,7 +48,7 @@ class Form:
 
     def epilogue(self, kernel: Kernel, first: int, lanes: int) -> Epilogue:
         """Emit what the form needs once a kernel; its bindings begin at ``first``."""
-        return Epilogue(kernel, self, first, lanes)
+        return Requantizing(kernel, self, first, lanes)
 
     def bindings(self, channels: int) -> list[tuple[str, int]]:
         """Bindings behind input and weight: bias, multiplier, range, and for a residual its numbers and itself."""
@@ -83,9 +76,9 @@ class FloatForm:
     accumulator: ClassVar[str] = "f32"
     result_element: ClassVar[str] = "f32"
 
-    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> FloatEpilogue:
-        """Emit what the form needs once a kernel; its bindings begin at ``first``."""
-        return FloatEpilogue(kernel, self, first, lanes)
+    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> Epilogue:
+        """See Form."""
+        return Clamping(kernel, self, first, lanes)
 
     def bindings(self, channels: int) -> list[tuple[str, int]]:
         """Bindings behind input and weight: the bias, and a residual."""
@@ -93,18 +86,14 @@ class FloatForm:
 
 
 @dataclass(frozen=True)
-class Quotient:
-    """How an f32 kernel of averages ends: acc / divisor."""
+class Quotient(FloatForm):
+    """How an f32 kernel of averages ends: acc / divisor, without a bias."""
 
-    divisor: float
+    divisor: float = 1.0
 
-    input_element: ClassVar[str] = "f32"
-    accumulator: ClassVar[str] = "f32"
-    result_element: ClassVar[str] = "f32"
-
-    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> QuotientEpilogue:
-        """Emit what the form needs once a kernel."""
-        return QuotientEpilogue(kernel, self, first, lanes)
+    def epilogue(self, kernel: Kernel, first: int, lanes: int) -> Epilogue:
+        """See Form."""
+        return Dividing(kernel, self, first, lanes)
 
     def bindings(self, channels: int) -> list[tuple[str, int]]:
         """None."""
@@ -112,21 +101,37 @@ class Quotient:
 
 
 @dataclass
-class FloatEpilogue:
-    """Emits a float form's arithmetic; the interface is that of Epilogue, without multipliers."""
+class Epilogue:
+    """Emits a form's arithmetic. first: the binding of the bias; the others follow. lanes: numbers in a vector."""
 
     kernel: Kernel
-    form: FloatForm | Quotient
+    form: Any
     first: int
     lanes: int
 
     def bias(self, at: str) -> str:
         """The bias of the channels from ``at``: where an accumulator starts."""
-        return self.kernel.load(self.first, at, f"vector<{self.lanes}xf32>")
+        return self.kernel.load(self.first, at, f"vector<{self.lanes}x{self.form.accumulator}>")
 
     def scale(self, at: str) -> str:
-        """Nothing: f32 sums are results."""
+        """What the sums of the channels from ``at`` are multiplied by; nothing in f32."""
         return ""
+
+    def finish(self, acc: str, scale: str, residual: str | None = None) -> str:
+        """What becomes of sums, and of the numbers that are added."""
+        raise NotImplementedError
+
+    def store(self, value: str, binding: int, at: str) -> None:
+        """Store finished values."""
+        self.kernel.store(value, binding, at, f"vector<{self.lanes}xf32>")
+
+    def fill_border(self, binding: int, layout: Layout) -> None:
+        """Write what a border holds into the whole border of a result; for one workgroup to run."""
+        fill_zero_border(self.kernel, binding, layout)
+
+
+class Clamping(Epilogue):
+    """Emits a FloatForm."""
 
     def finish(self, acc: str, scale: str, residual: str | None = None) -> str:
         """The clamped sums, with the residual added."""
@@ -136,51 +141,33 @@ class FloatEpilogue:
         total = self.kernel.op(f"arith.addf {value}, {residual} : vector<{self.lanes}xf32>")
         return self._clamped(total, self.form.outer)
 
-    def store(self, value: str, binding: int, at: str) -> None:
-        """Store finished values."""
-        self.kernel.store(value, binding, at, f"vector<{self.lanes}xf32>")
-
-    def fill_border(self, binding: int, layout: Layout) -> None:
-        """Write zeros into the whole border of a result; for one workgroup to run."""
-        fill_zero_border(self.kernel, binding, layout)
-
     def _clamped(self, value: str, bounds: tuple[float, float]) -> str:
         vector = f"vector<{self.lanes}xf32>"
         for name, bound in zip(("ugt", "ult"), bounds, strict=True):
-            if math.isfinite(bound):  # nine digits behind the first tell all f32 numbers apart
-                limit = self.kernel.constant(f"dense<{bound:.9e}>", vector)
+            if math.isfinite(bound):
+                limit = self.kernel.constant(_dense(bound), vector)
                 inside = self.kernel.op(f"arith.cmpf {name}, {value}, {limit} : {vector}")
                 value = self.kernel.op(f"arith.select {inside}, {value}, {limit} : vector<{self.lanes}xi1>, {vector}")
         return value
 
 
-@dataclass
-class QuotientEpilogue(FloatEpilogue):
-    """Emits a quotient."""
-
-    form: Quotient
-
-    def __post_init__(self) -> None:
-        vector = f"vector<{self.lanes}xf32>"
-        self.zero, self.divisor = (self.kernel.constant(f"dense<{v:.9e}>", vector) for v in (0.0, self.form.divisor))
+class Dividing(Epilogue):
+    """Emits a Quotient."""
 
     def bias(self, at: str) -> str:
-        """Zero: where an accumulator starts."""
-        return self.zero
+        """Zero."""
+        return self.kernel.constant(_dense(0.0), f"vector<{self.lanes}xf32>")
 
     def finish(self, acc: str, scale: str, residual: str | None = None) -> str:
         """The sums divided."""
-        return self.kernel.op(f"arith.divf {acc}, {self.divisor} : vector<{self.lanes}xf32>")
+        vector = f"vector<{self.lanes}xf32>"
+        return self.kernel.op(f"arith.divf {acc}, {self.kernel.constant(_dense(self.form.divisor), vector)} : {vector}")
 
 
 @dataclass
-class Epilogue:
-    """Emits a form's arithmetic. first: the binding of the bias; the others follow. lanes: numbers in a vector."""
+class Requantizing(Epilogue):
+    """Emits a Form."""
 
-    kernel: Kernel
-    form: Form
-    first: int
-    lanes: int
     numbers: list[str] = field(default_factory=list)
     sum_numbers: list[str] = field(default_factory=list)
 
@@ -207,10 +194,6 @@ class Epilogue:
     def fill_border(self, binding: int, layout: Layout) -> None:
         """Write the whole border of a result with its zero point; for one workgroup to run."""
         fill_border_with(self.kernel, self.border, binding, layout)
-
-    def bias(self, at: str) -> str:
-        """The bias of the channels from ``at``: where an accumulator starts."""
-        return self.kernel.load(self.first, at, f"vector<{self.lanes}xi32>")
 
     def scale(self, at: str) -> str:
         """The multipliers or shifts of the channels from ``at``."""
@@ -244,7 +227,7 @@ class Epilogue:
         """Store finished values: u8 narrowed, f32 as they are."""
         n = self.lanes
         if self.form.kind == REAL:
-            self.kernel.store(value, binding, at, f"vector<{n}xf32>")
+            super().store(value, binding, at)
             return
         narrow = self.kernel.op(f"arith.trunci {value} : vector<{n}xi32> to vector<{n}xi8>")
         self.kernel.store(narrow, binding, at, f"vector<{n}xi8>")
@@ -268,3 +251,8 @@ class Epilogue:
         q = self._i("addi", q, self.kernel.op(f"arith.extui {more} : vector<{n}xi1> to vector<{n}xi32>"))
         q = self._i("shli", self._i("minsi", self._i("maxsi", q, c(-512)), c(511)), left)
         return self._i("minsi", self._i("maxsi", self._i("addi", q, self.numbers[2]), self.numbers[0]), self.numbers[1])
+
+
+def _dense(number: float) -> str:
+    """A number in all lanes; nine digits behind the first tell all f32 numbers apart."""
+    return f"dense<{number:.9e}>"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.epilogue import Form, Quotient
+from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels
+from mlir_passes.kernels.windows import Window, channel_tiles
 from mlir_passes.kernels.work import Unweighted, moved_rows, moving, over_rows, split_work
 
 
@@ -44,61 +44,39 @@ class MaxPool(Unweighted):
         return k.text()
 
 
-@dataclass(frozen=True)
-class SumPool(Unweighted):
+class SumPool(Windowed):
     """The sum of each window, and what its form makes of it; the whole image is one window too."""
 
-    x: Layout
-    y: Layout
-    window: Window
-    form: Form | Quotient
-    isa: Isa
-
     @property
-    def lanes(self) -> int:
-        """Channels of a block."""
-        return self.isa.fitting(self.y) if self.x.floating else self.isa.lanes
-
-    @property
-    def starts(self) -> list[list[int]]:
-        """First channel of each block."""
-        return channel_tiles(self.y.c, self.lanes, 1)
-
-    def pack_channels(self, values: np.ndarray) -> np.ndarray:
-        """Numbers a channel in the order of the blocks."""
-        return gather_channels(values, self.starts, self.lanes)
+    def macs(self) -> int:
+        """No multiplications."""
+        return 0
 
     def text(self) -> str:
-        """The kernel's MLIR; bindings: input, those of the form, result."""
+        """The kernel's MLIR."""
         x, y, window, lanes, form = self.x, self.y, self.window, self.lanes, self.form
-        bindings = [(form.input_element, x.size), *form.bindings(len(self.starts) * lanes)]
-        bindings.append((form.result_element, y.size))
+        bindings = self.bindings(len(self.starts) * lanes)
         out = len(bindings) - 1
         k = Kernel(bindings, split_work(y.images * y.h * y.w * y.c * math.prod(window.kernel), y.images * y.h))
         epilogue = form.epilogue(k, 1, lanes)
         read, kind = (f"vector<{lanes}x{each}>" for each in (form.input_element, form.accumulator))
         with (
-            over_rows(k, x, y, border=lambda: epilogue.fill_border(out, y)) as (row, (x_image, y_image)),
+            over_rows(k, x, y, border=lambda: epilogue.fill_border(out, y)) as (row, images),
             k.loop(0, y.w) as column,
             k.loop(0, len(self.starts)) as block,
         ):
             numbers = k.mul(block.index, lanes)
             channel = k.least(numbers, max(y.c - lanes, 0))
-            corner = k.mul(row, window.strides[0] * x.pitch), k.mul(column.index, window.strides[1] * x.stride)
-            start = k.add(*corner, channel, x_image, x.at(-window.top, -window.left))
+            start, to = self.places(k, row, column.index, images, channel)
             with k.loop(0, window.kernel[0], 1, [epilogue.bias(numbers)], kind) as kh:
                 at = k.add(start, k.mul(kh.index, window.dilations[0] * x.pitch))
                 with k.loop(0, window.kernel[1], 1, kh.values, kind) as kw:
                     value = k.load(0, k.add(at, k.mul(kw.index, window.dilations[1] * x.stride)), read)
-                    if x.floating:
-                        kw.values = [k.op(f"arith.addf {kw.values[0]}, {value} : {kind}")]
-                    else:
-                        wide = k.op(f"arith.extui {value} : {read} to {kind}")
-                        kw.values = [k.op(f"arith.addi {kw.values[0]}, {wide} : {kind}")]
+                    if not x.floating:
+                        value = k.op(f"arith.extui {value} : {read} to {kind}")
+                    kw.values = [k.op(f"arith.add{'f' if x.floating else 'i'} {kw.values[0]}, {value} : {kind}")]
                 kh.values = kw.values
-            value = epilogue.finish(kh.values[0], epilogue.scale(numbers))
-            at = k.add(k.mul(row, y.pitch), k.mul(column.index, y.stride), channel, y_image, y.at())
-            epilogue.store(value, out, at)
+            epilogue.store(epilogue.finish(kh.values[0], epilogue.scale(numbers)), out, to)
         return k.text()
 
 
