@@ -9,18 +9,20 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from torch_mlir import ir
 
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.calls import KernelSpec, border_byte, numbers_as, tag_like
+from mlir_passes.cpu.calls import border_byte, numbers_as, tag_like
 from mlir_passes.cpu.kernels.conv import Conv, one_unit
+from mlir_passes.cpu.kernels.depthwise import Depthwise, FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, FloatForm, Form, Quotient
 from mlir_passes.cpu.kernels.pointwise import Add
 from mlir_passes.cpu.kernels.pool import SumPool
+from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, LAYERS, MATMUL, Padded, Parameter, Requantized, Sum
 from mlir_passes.cpu.tensors import Tensors
 from mlir_passes.cpu.tiles import choose_tile
@@ -29,15 +31,8 @@ from mlir_passes.ir.same_body import is_plain
 from mlir_passes.kernels.text import joined_images
 from mlir_passes.kernels.windows import Window
 
+Excess = np.ndarray | int
 _WIDEST = 11  # columns of a depthwise window in f32 that are worth writing out
-
-
-class _Channels(KernelSpec, Protocol):
-    """A kernel that reads numbers a channel."""
-
-    def pack_channels(self, values: np.ndarray) -> np.ndarray:
-        """Numbers a channel in the order of the blocks."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -47,16 +42,14 @@ class End:
     result: ir.Value
     joins: ClassVar[tuple[str, ...]] = ()
 
-    def form(self, total: Sum | None) -> Form | FloatForm | Quotient:
-        """The kernel's end."""
+    def form(self, total: Sum | None) -> Form | FloatForm:
+        """The kernel's end, before its residual is known."""
         raise NotImplementedError
 
-    def numbers(self, spec: _Channels, excess: np.ndarray | int, border: Parameter | None) -> list[ir.Value]:
-        """The operands that hold it. excess: see Tensors."""
-        return []
-
-    def sum_numbers(self, total: Sum, border: Parameter | None) -> list[ir.Value]:
-        """The operands that hold an addition, but for the tensor that is added."""
+    def numbers(
+        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
+    ) -> list[ir.Value]:
+        """The operands that hold it, but for a residual. excess: see Tensors. border: what that of the result holds."""
         return []
 
 
@@ -75,8 +68,10 @@ class Requantizing(End):
         """See End."""
         return Form(self.found.form)
 
-    def numbers(self, spec: _Channels, excess: np.ndarray | int, border: Parameter | None) -> list[ir.Value]:
-        """Bias, multipliers and range."""
+    def numbers(
+        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
+    ) -> list[ir.Value]:
+        """Bias, multipliers, range, and the numbers of an addition."""
         bias, multiplier, *others = self.found.parameters
         shifted = (bias.numbers.astype(np.int64) - excess).astype(np.int32)
         values = [
@@ -86,15 +81,13 @@ class Requantizing(End):
         if self.found.form == REAL:
             return values
         zero, low, high = (each.numbers.reshape(()) for each in others)
+        around = border_byte(border if total is None else None)
         if self.found.form == MULTIPLIER:
-            limits = np.array([low - zero, high - zero, zero + 128, border_byte(border)], np.float32)
+            limits = np.array([low - zero, high - zero, zero + 128, around], np.float32)
         else:
-            limits = np.array([low + 128, high + 128, zero + 128, border_byte(border)], np.int32)
-        return [*values, numbers_as(tag_like(bias, "range"), limits)]
-
-    def sum_numbers(self, total: Sum, border: Parameter | None) -> list[ir.Value]:
-        """See End."""
-        return [_sum_numbers(total, border, swapped=total.b == self.result)]
+            limits = np.array([low + 128, high + 128, zero + 128, around], np.int32)
+        values.append(numbers_as(tag_like(bias, "range"), limits))
+        return values if total is None else [*values, _sum_numbers(total, border, swapped=total.b == self.result)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,9 @@ class Clamping(End):
         """See End."""
         return FloatForm(self.bounds) if total is None else FloatForm(self.bounds, total.bounds)
 
-    def numbers(self, spec: _Channels, excess: np.ndarray | int, border: Parameter | None) -> list[ir.Value]:
+    def numbers(
+        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
+    ) -> list[ir.Value]:
         """The bias."""
         return [numbers_as(None, spec.pack_channels(self.bias))]
 
@@ -270,18 +265,17 @@ def _call_layer(layer: Layer, tensors: Tensors, total: Sum | None) -> None:
     other = None if total is None else tensors.buffer(total.b if total.a == end.result else total.a)
     residual, form = None if other is None else other.layout, end.form(total)
     if layer.op.name == DEPTHWISE:
-        spec = tensors.depthwise(x, y, window, form, isa)
+        spec = (FloatDepthwise if x.floating else Depthwise)(x, y, window, form, isa)
     else:
         if window.kernel == window.strides == (1, 1):
             x, y, *others = joined_images([x, y, *([] if residual is None else [residual])])
             residual = others[0] if others else None
         tile = choose_tile(*one_unit(x, y, layer.groups, isa.lanes), window, isa, form.group)
         spec = Conv(x, y, window, replace(form, residual=residual), isa, tile, layer.groups)
-    weight, border = layer.weight.numbers, tensors.number(result)
+    weight = layer.weight.numbers
     operands = [source.value, numbers_as(layer.weight.tag, spec.pack(weight))]
-    operands += end.numbers(spec, tensors.excess(weight), border if total is None else None)
-    if total is not None and other is not None:
-        operands += [*end.sum_numbers(total, border), other.value]
+    operands += end.numbers(spec, tensors.excess(weight), tensors.number(result), total)
+    operands += [] if other is None else [other.value]
     tensors.call(spec, operands, result, whole, layer.op)
 
 
@@ -289,7 +283,7 @@ def call_mean(mean: Mean, tensors: Tensors) -> None:
     """Call the kernel of an average."""
     x, y, window = tensors.buffer(mean.source.value), tensors.layout(mean.end.result), mean.window
     spec = SumPool(x.layout, y, window, mean.end.form(None), tensors.isa)
-    numbers = mean.end.numbers(spec, 128 * math.prod(window.kernel), tensors.number(mean.end.result))
+    numbers = mean.end.numbers(spec, 128 * math.prod(window.kernel), tensors.number(mean.end.result), None)
     tensors.call(spec, [x.value, *numbers], mean.end.result, y, mean.op)
 
 

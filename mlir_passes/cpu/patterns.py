@@ -161,12 +161,12 @@ def quantized_input(op: ir.Operation) -> tuple[ir.Operation, ir.Value, tuple[Par
 
 
 def padded(value: ir.Value) -> Padded | Missed:
-    """What a reader of i8 reads: a tensor, or a tensor.pad of its rows and columns with one number."""
+    """What a reader reads: a tensor, or a tensor.pad of its rows and columns with one number."""
     op = match.owner(value)
     if op is None or op.name != "tensor.pad":
         return Padded(value)
-    if len(op.operands) != 1 or str(ir.RankedTensorType(value.type).element_type) != "i8":
-        return Missed(f"its padding is not of i8 by a fixed width: {value.type}")
+    if len(op.operands) != 1:
+        return Missed(f"its padding is not by a fixed width: {value.type}")
     low, high = match.ints(op, "static_low"), match.ints(op, "static_high")
     *others, yielded = match.body_of(op)
     number = _padding_number(yielded.operands[0])
@@ -185,7 +185,7 @@ def _padding_number(value: ir.Value) -> Parameter | None:
         found = parameter_of(op.operands[0])
         return found if found is not None and found.numbers.ndim == 0 else None
     number = match.scalar(value)
-    return None if number is None else Parameter(np.asarray(number, np.int8), None)
+    return None if number is None else Parameter(np.asarray(number), None)
 
 
 def window_of(op: ir.Operation, kernel: tuple[int, int], pad: Padded) -> Window:

@@ -6,7 +6,7 @@ border of their zero point; f32 has a border of zeros, and gaps where pixels wou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -18,8 +18,6 @@ from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.calls import Buffer, Calls, KernelSpec, border_byte, numbers_as, tag_like
 from mlir_passes.cpu.isa import Isa
-from mlir_passes.cpu.kernels.depthwise import Depthwise
-from mlir_passes.cpu.kernels.depthwise_float import FloatDepthwise
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, Sum
 from mlir_passes.ir import match
 from mlir_passes.ir.build import elementwise, relaid_constant, tensor_type
@@ -35,7 +33,7 @@ class Tensors:
     """The tensors of one number type; the buffers that kernels make are in ``calls.buffers``, of all types.
 
     element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. added: recognizes
-    an addition. depthwise: the kernel of that type.
+    an addition.
 
     waiting: by their results, the layers that an addition goes into; each is called with that, or with None.
     """
@@ -44,7 +42,6 @@ class Tensors:
     dtype: ClassVar[type]
     lowest: ClassVar[float]
     added: ClassVar[Callable[[ir.Operation], Sum | Missed | None]]
-    depthwise: ClassVar[type]
 
     def __init__(self, calls: Calls, isa: Isa) -> None:
         self.calls, self.isa = calls, isa
@@ -89,8 +86,21 @@ class Tensors:
         """Some channels of an image as a view, if kernels may read them there."""
         raise NotImplementedError
 
-    def _convert(self, value: ir.Value) -> Buffer:
+    def _plain(self, value: ir.Value) -> ir.Value:
+        """A value as kernels hold its numbers."""
         raise NotImplementedError
+
+    def _filling(self, value: ir.Value) -> ir.Value:
+        """The number around it."""
+        raise NotImplementedError
+
+    def _convert(self, value: ir.Value) -> Buffer:
+        layout = replace(self.layout(value), pixel=0)
+        image = reshaped(self._plain(value), layout)
+        if tuple(image.type.shape) == layout.shape:
+            return Buffer(image, layout)
+        high = [0, layout.bottom, layout.right, layout.stride - layout.c]
+        return Buffer(pad(image, [0, layout.top, layout.left, 0], high, self._filling(value)), layout)
 
     def buffer(self, value: ir.Value) -> Buffer:
         """The kernels' form of a value; converted here where no kernel makes it."""
@@ -118,16 +128,10 @@ class StoredTensors(Tensors):
 
     element, dtype, lowest = "i8", np.int8, -128
     added = staticmethod(patterns.added)
-    depthwise = Depthwise
 
     def layout(self, value: ir.Value) -> Layout:
         """Whole vectors of channels, with the border that all readers agree with."""
-        wanted = _bordering_readers(value)
-        sides = (
-            max((getattr(each, side) for each in wanted), default=0) for side in ("top", "left", "bottom", "right")
-        )
-        top, left, bottom, right = sides
-        return replace(image_layout(value), top=top, left=left, bottom=bottom, right=right)
+        return _bordered(image_layout(value), _bordering_readers(value))
 
     def number(self, value: ir.Value) -> Parameter | None:
         """See Tensors."""
@@ -173,14 +177,11 @@ class StoredTensors(Tensors):
             return None
         return replace(layout, c=count, first=first, pixel=layout.stride)
 
-    def _convert(self, value: ir.Value) -> Buffer:
-        layout = self.layout(value)
-        image = reshaped(elementwise([value], ir.RankedTensorType(value.type), _flip), layout)
-        if tuple(image.type.shape) == layout.shape:
-            return Buffer(image, layout)
-        filling = tensor.extract(border_of(self.number(value), ()), [])
-        high = [0, layout.bottom, layout.right, layout.stride - layout.c]
-        return Buffer(pad(image, [0, layout.top, layout.left, 0], high, filling), layout)
+    def _plain(self, value: ir.Value) -> ir.Value:
+        return elementwise([value], ir.RankedTensorType(value.type), _flip)
+
+    def _filling(self, value: ir.Value) -> ir.Value:
+        return tensor.extract(border_of(self.number(value), ()), [])
 
 
 class FloatTensors(Tensors):
@@ -188,20 +189,15 @@ class FloatTensors(Tensors):
 
     element, dtype, lowest = "f32", np.float32, -3.4028234663852886e38
     added = staticmethod(patterns.float_added)
-    depthwise = FloatDepthwise
 
     def layout(self, value: ir.Value) -> Layout:
         """With the zeros around it that its readers want."""
         plain = image_layout(value, floating=True)
         pads = [use.owner.operation for use in value.uses if use.owner.operation.name == "tensor.pad"]
         wanted = [float_padded(each.results[0]) for each in pads if _is_read_by(each.results[0], _WINDOWED)]
-        sides = {
-            side: max((getattr(each, side) for each in wanted), default=0)
-            for side in ("top", "left", "bottom", "right")
-        }
         dense = any(_is_read_by(each, (DENSE, GROUPED)) for each in (value, *(pad.results[0] for pad in pads)))
         gap = _GAP if dense and plain.c % _ALIASING == 0 and plain.w > 1 else 0
-        return replace(plain, **sides, pixel=plain.c + gap if gap else 0)
+        return replace(_bordered(plain, wanted), pixel=plain.c + gap if gap else 0)
 
     def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
         # A padding with another number is read as a tensor of its own.
@@ -220,14 +216,11 @@ class FloatTensors(Tensors):
         """A view, always."""
         return replace(layout, c=count, first=layout.first + first, pixel=layout.stride)
 
-    def _convert(self, value: ir.Value) -> Buffer:
-        layout = replace(self.layout(value), pixel=0)
-        image = reshaped(value, layout)
-        if tuple(ir.RankedTensorType(image.type).shape) == layout.shape:
-            return Buffer(image, layout)
-        zero = arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
-        sides = [0, layout.top, layout.left, 0], [0, layout.bottom, layout.right, 0]
-        return Buffer(pad(image, *sides, zero), layout)
+    def _plain(self, value: ir.Value) -> ir.Value:
+        return value
+
+    def _filling(self, value: ir.Value) -> ir.Value:
+        return arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
 
 
 def plain_value(value: ir.Value, buffer: Buffer) -> ir.Value:
@@ -245,13 +238,10 @@ def border_of(number: Parameter | None, shape: tuple[int, ...]) -> ir.Value:
 
 def float_padded(value: ir.Value, number: float = 0.0) -> Padded:
     """What a reader reads: the source of a tensor.pad of rows and columns with ``number``, else the value itself."""
-    op = match.owner(value)
-    found = None if op is None else match.match_pad(op)
-    if found is None or found.value != number or len(found.low) != 4:
+    found = patterns.padded(value)
+    if isinstance(found, Missed) or found.number is None or found.number.numbers != number:
         return Padded(value)
-    if any((found.low[0], found.low[3], found.high[0], found.high[3])):
-        return Padded(value)
-    return Padded(found.source, found.low[1], found.low[2], found.high[1], found.high[2])
+    return replace(found, number=None)
 
 
 def is_image(value: ir.Value) -> bool:
@@ -287,10 +277,16 @@ def _between_ranks(value: ir.Value, shape: list[int]) -> ir.Value:
     return value if same else reshape(value, shape, "[[0], [1, 2, 3]]")
 
 
+def _bordered(layout: Layout, wanted: Sequence[Padded]) -> Layout:
+    """A layout with the border that is enough for all its readers."""
+    sides = ("top", "left", "bottom", "right")
+    return replace(layout, **{side: max((getattr(each, side) for each in wanted), default=0) for side in sides})
+
+
 def _bordering_readers(value: ir.Value) -> list[Padded]:
-    """The paddings of a value that its border stands for: not those of maxima, which a kernel needs none for."""
+    """The paddings of an i8 value that its border stands for: not those of maxima, which a kernel needs none for."""
     found = []
-    for op in (use.owner.operation for use in value.uses):
+    for op in (use.owner.operation for use in value.uses if str(ir.RankedTensorType(value.type).element_type) == "i8"):
         if op.name != "tensor.pad" or MAX_POOL in {each.owner.operation.name for each in op.results[0].uses}:
             continue
         wanted = patterns.padded(op.results[0])
