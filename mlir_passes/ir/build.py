@@ -228,20 +228,9 @@ def elementwise(
         raise ValueError(f"{len(chosen)} maps for {len(inputs)} inputs")
     indexing = [given or _map_by_rank(value, rank, channel) for given, value in zip(chosen, inputs, strict=True)]
     init = tensor.empty(out_type.shape, out_type.element_type)
-    generic = linalg.GenericOp(
-        [out_type],
-        list(inputs),
-        [init],
-        ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in [*indexing, identity_map(rank)]]),
-        ir.ArrayAttr.get([ir.Attribute.parse("#linalg.iterator_type<parallel>")] * rank),
-    )
-    location = ir.Location.current
-    elements = [ir.RankedTensorType(value.type).element_type for value in (*inputs, init)]
-    block = generic.regions[0].blocks.append(*elements, arg_locs=[location] * len(elements))
-    with ir.InsertionPoint(block), location:
-        linalg.YieldOp([body(*list(block.arguments)[:-1])])
-    set_layer(generic, layer)
-    return generic.results[0]
+    made = generic(inputs, [init], [*indexing, identity_map(rank)], (), lambda *elements: [body(*elements[:-1])])
+    set_layer(made, layer)
+    return made.results[0]
 
 
 def loop_index(dim: int) -> ir.Value:
@@ -261,17 +250,32 @@ def reduction(value: ir.Value, init: ir.Value, dims: Sequence[int], body: Callab
         zero = ir.AffineExpr.get_constant(0)
         kept = [zero if d in dims else ir.AffineExpr.get_dim(d) for d in range(kind.rank)]
     maps = [ir.AffineMap.get_identity(kind.rank), ir.AffineMap.get(kind.rank, 0, kept)]
-    loops = ["reduction" if d in dims else "parallel" for d in range(kind.rank)]
-    generic = linalg.GenericOp(
-        [out], [value], [init],
+    return generic([value], [init], maps, dims, lambda *elements: [body(*elements)]).results[0]
+
+
+def generic(
+    inputs: Sequence[ir.Value],
+    inits: Sequence[ir.Value],
+    maps: Sequence[ir.AffineMap],
+    reduced: Sequence[int],
+    body: Callable[..., Sequence[ir.Value]],
+) -> linalg.GenericOp:
+    """A `linalg.generic` whose results begin at `inits`; `body(*elements)`, those of `inits` last, makes one of each.
+
+    maps: of the inputs and of `inits`. reduced: the loops that are reductions.
+    """
+    kinds = [ir.RankedTensorType(value.type) for value in (*inputs, *inits)]
+    loops = ["reduction" if d in reduced else "parallel" for d in range(maps[0].n_dims)]
+    made = linalg.GenericOp(
+        kinds[len(inputs) :], list(inputs), list(inits),
         ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in maps]),
         ir.ArrayAttr.get([ir.Attribute.parse(f"#linalg.iterator_type<{loop}>") for loop in loops]),
     )  # fmt: skip
     location = ir.Location.current
-    block = generic.regions[0].blocks.append(kind.element_type, out.element_type, arg_locs=[location] * 2)
+    block = made.regions[0].blocks.append(*(kind.element_type for kind in kinds), arg_locs=[location] * len(kinds))
     with ir.InsertionPoint(block), location:
-        linalg.YieldOp([body(*block.arguments)])
-    return generic.results[0]
+        linalg.YieldOp(body(*block.arguments))
+    return made
 
 
 class FreshNames:

@@ -28,7 +28,7 @@ from torch_mlir.dialects import arith, linalg, tensor
 
 from mlir_passes.base import Pass, PassFailure
 from mlir_passes.ir import match
-from mlir_passes.ir.build import defining_op, elementwise, erase_dead
+from mlir_passes.ir.build import defining_op, elementwise, erase_dead, generic
 from mlir_passes.ir.moves import reshape
 from mlir_passes.ops.reader import main_function
 
@@ -153,20 +153,12 @@ def _extremes(value: ir.Value) -> list[ir.Value]:
         linalg.fill(arith.ConstantOp(f32, worst).result, outs=[tensor.empty([images], f32)])
         for worst in (math.inf, -math.inf)
     ]
-    kind = ir.RankedTensorType.get([images], f32)
     maps = [ir.AffineMap.get_identity(rank), *[ir.AffineMap.get(rank, 0, [ir.AffineExpr.get_dim(0)])] * 2]
-    loops = ["parallel", *["reduction"] * (rank - 1)]
-    generic = linalg.GenericOp(
-        [kind, kind], [value], starts,
-        ir.ArrayAttr.get([ir.AffineMapAttr.get(each) for each in maps]),
-        ir.ArrayAttr.get([ir.Attribute.parse(f"#linalg.iterator_type<{loop}>") for loop in loops]),
+    made = generic(
+        [value], starts, maps, range(1, rank),
+        lambda element, low, high: [arith.minimumf(element, low), arith.maximumf(element, high)],
     )  # fmt: skip
-    location = ir.Location.current
-    block = generic.regions[0].blocks.append(f32, f32, f32, arg_locs=[location] * 3)
-    with ir.InsertionPoint(block), location:
-        element, low, high = block.arguments
-        linalg.YieldOp([arith.minimumf(element, low), arith.maximumf(element, high)])
-    return [reshape(result, [images, 1], "[[0, 1]]") for result in generic.results]
+    return [reshape(result, [images, 1], "[[0, 1]]") for result in made.results]
 
 
 def _number(value: int) -> ir.Value:
