@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from integer_layers import Case
 from torch_mlir import ir
 
+from mlir_passes.ir.build import walk
+
+# All dimensions are 4, so that an operation with another map is still a valid one.
+CASE = Case("conv", 4, 4, 4, 4, (3, 3), pads=(1, 1, 1, 1), seed=3, n=4)
+KERNELS = "quantune-lower-to-cpu-kernels{features=avx2}"
+IMAGE = "tensor<4x4x4x4xTYPE>"
 MUTANT = "test.mutant"
 """Names on an operation what was changed in it."""
 _SIBLINGS = {
@@ -35,6 +42,14 @@ def mutants(op: ir.Operation) -> list[ir.Operation]:
             else:
                 made.append(copy)
     return made
+
+
+def parse_form(text: str) -> tuple[ir.Module, ir.Operation, ir.Operation]:
+    """A module, its function, and the linalg.generic that has the form: the first, or the last of three and more."""
+    module = ir.Module.parse(text, context=ir.Context())
+    function = module.body.operations[0].operation
+    generics = [op for op in walk(function) if op.name == "linalg.generic"]
+    return module, function, generics[0] if len(generics) < 3 else generics[-1]
 
 
 def hand_out(function: ir.Operation, values: list[ir.Value]) -> None:
