@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 from torch_mlir import ir
@@ -37,18 +36,20 @@ _WIDEST = 11  # columns of a depthwise window in f32 that are worth writing out
 
 @dataclass(frozen=True)
 class End:
-    """What sums end in. result: the last value of it. joins: the layers that an addition behind them goes into."""
+    """What sums end in. result: the last value of it."""
 
     result: ir.Value
-    joins: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The layers that an addition behind them goes into."""
+        return ()
 
     def form(self, total: Sum | None) -> Form | FloatForm:
         """The kernel's end, before its residual is known."""
         raise NotImplementedError
 
-    def numbers(
-        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
-    ) -> list[ir.Value]:
+    def numbers(self, spec: Windowed, excess: Excess, border: Parameter | None, total: Sum | None) -> list[ir.Value]:
         """The operands that hold it, but for a residual. excess: see Tensors. border: what that of the result holds."""
         return []
 
@@ -68,9 +69,7 @@ class Requantizing(End):
         """See End."""
         return Form(self.found.form)
 
-    def numbers(
-        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
-    ) -> list[ir.Value]:
+    def numbers(self, spec: Windowed, excess: Excess, border: Parameter | None, total: Sum | None) -> list[ir.Value]:
         """Bias, multipliers, range, and the numbers of an addition."""
         bias, multiplier, *others = self.found.parameters
         shifted = (bias.numbers.astype(np.int64) - excess).astype(np.int32)
@@ -96,15 +95,17 @@ class Clamping(End):
 
     bias: np.ndarray
     bounds: tuple[float, float]
-    joins = (DENSE, GROUPED, MATMUL)
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """See End."""
+        return DENSE, GROUPED, MATMUL
 
     def form(self, total: Sum | None) -> FloatForm:
         """See End."""
         return FloatForm(self.bounds) if total is None else FloatForm(self.bounds, total.bounds)
 
-    def numbers(
-        self, spec: Windowed, excess: np.ndarray | int, border: Parameter | None, total: Sum | None = None
-    ) -> list[ir.Value]:
+    def numbers(self, spec: Windowed, excess: Excess, border: Parameter | None, total: Sum | None) -> list[ir.Value]:
         """The bias."""
         return [numbers_as(None, spec.pack_channels(self.bias))]
 
@@ -224,11 +225,6 @@ def divided_mean(op: ir.Operation, tensors: Tensors) -> Mean | Missed | None:
 
 def _adds_up(op: ir.Operation, tensors: Tensors) -> bool:
     return patterns.sums_windows(op) or patterns.image_sum(op, tensors.element)
-
-
-def added(op: ir.Operation, tensors: Tensors) -> Sum | Missed | None:
-    """An addition of two tensors."""
-    return tensors.added(op)
 
 
 def _mean(sums: ir.Operation, end: End, tensors: Tensors) -> Mean | Missed:

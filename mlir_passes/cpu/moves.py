@@ -101,10 +101,10 @@ def shuffled(op: ir.Operation, tensors: Tensors) -> Move | Missed:
     if len(found) == 2 or tensors.element == "f32":
         return Missed("it is no shuffle of the channels of two tensors")
     half = match.shape_of(found[0])[-1] // 2
-    parts = [tensors.channels(tensors.held_layout(found[0]), first, half) for first in (0, half)]
-    if None in parts:
+    a, b = (tensors.channels(tensors.held_layout(found[0]), first, half) for first in (0, half))
+    if a is None or b is None:
         return Missed("half of its channels are not whole vectors")
-    return Move(op, found * 2, y, lambda *_: Interleave(*parts, y, tensors.isa))
+    return Move(op, found * 2, y, lambda *_: Interleave(a, b, y, tensors.isa))
 
 
 def sliced(op: ir.Operation, tensors: Tensors) -> View | Missed | None:

@@ -6,7 +6,7 @@ no kernel computes this. The first rule that finds something calls its kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ RULES = (
     Rule((GENERIC,), layers.requantized_mean, layers.call_mean, "i8"),
     Rule((DENSE, DEPTHWISE, MATMUL, COLLAPSE), layers.clamped_layer, layers.call_layer, "f32"),
     Rule((GENERIC,), layers.divided_mean, layers.call_mean, "f32"),
-    Rule((GENERIC,), layers.added, layers.call_sum),
+    Rule((GENERIC,), lambda op, tensors: tensors.added(op), layers.call_sum),
     Rule((MAX_POOL,), moves.max_pool, moves.call_move),
     Rule((CONCAT,), moves.joined, moves.call_move),
     Rule((SLICE,), moves.sliced, moves.share),
@@ -53,7 +53,7 @@ RULES = (
 )
 
 
-def select(op: ir.Operation, tensors: dict[str, Tensors]) -> None:
+def select(op: ir.Operation, tensors: Mapping[str, Tensors]) -> None:
     """Call the kernel for ``op``, or find the buffer that it is a view of, or remember why not.
 
     tensors: by their element type; a layer among them may wait for the addition behind it.

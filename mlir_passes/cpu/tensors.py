@@ -32,8 +32,7 @@ _GAP = 16
 class Tensors:
     """The tensors of one number type; the buffers that kernels make are in ``calls.buffers``, of all types.
 
-    element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below. added: recognizes
-    an addition.
+    element: as MLIR writes it. dtype: of what kernels make. lowest: what maxima begin at, or below.
 
     waiting: by their results, the layers that an addition goes into; each is called with that, or with None.
     """
@@ -41,7 +40,6 @@ class Tensors:
     element: ClassVar[str]
     dtype: ClassVar[type]
     lowest: ClassVar[float]
-    added: ClassVar[Callable[[ir.Operation], Sum | Missed | None]]
 
     def __init__(self, calls: Calls, isa: Isa) -> None:
         self.calls, self.isa = calls, isa
@@ -64,6 +62,10 @@ class Tensors:
         return Missed(f"it reads {source.value.type}, which are no images of {self.element}")
 
     def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
+        raise NotImplementedError
+
+    def added(self, op: ir.Operation) -> Sum | Missed | None:
+        """An addition of two tensors; None for anything else."""
         raise NotImplementedError
 
     def weight(self, value: ir.Value) -> Parameter | None:
@@ -127,7 +129,6 @@ class StoredTensors(Tensors):
     """i8 tensors, which kernels hold as u8."""
 
     element, dtype, lowest = "i8", np.int8, -128
-    added = staticmethod(patterns.added)
 
     def layout(self, value: ir.Value) -> Layout:
         """Whole vectors of channels, with the border that all readers agree with."""
@@ -147,6 +148,10 @@ class StoredTensors(Tensors):
         if border is not None and np.array_equal(border.numbers, source.number.numbers):
             return source
         return Missed("another reader of its input wants another number in the border")
+
+    def added(self, op: ir.Operation) -> Sum | Missed | None:
+        """See Tensors."""
+        return patterns.added(op)
 
     def weight(self, value: ir.Value) -> Parameter | None:
         """See Tensors; a tag stays."""
@@ -188,7 +193,6 @@ class FloatTensors(Tensors):
     """f32 tensors."""
 
     element, dtype, lowest = "f32", np.float32, -3.4028234663852886e38
-    added = staticmethod(patterns.float_added)
 
     def layout(self, value: ir.Value) -> Layout:
         """With the zeros around it that its readers want."""
@@ -202,6 +206,10 @@ class FloatTensors(Tensors):
     def _padded(self, value: ir.Value, number: float | None) -> Padded | Missed:
         # A padding with another number is read as a tensor of its own.
         return float_padded(value, number or 0.0)
+
+    def added(self, op: ir.Operation) -> Sum | Missed | None:
+        """See Tensors; with the clamps behind it."""
+        return patterns.float_added(op)
 
     def weight(self, value: ir.Value) -> Parameter | None:
         """See Tensors."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlir_passes.cpu.kernels.epilogue import REAL, Form
 from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.kernels.text import Kernel
 from mlir_passes.kernels.windows import channel_tiles, widest
@@ -28,8 +27,6 @@ _UNROLLED = 9  # taps in f32; larger windows loop over their rows
 @dataclass(frozen=True)
 class Depthwise(Windowed):
     """One depthwise convolution of stored integers."""
-
-    form: Form
 
     @property
     def pixels(self) -> int:
@@ -173,7 +170,7 @@ class _Emitter:
         return self.k.op(f"vector.shuffle {a}, {b} {order} : {vector}, {vector}")
 
     def _store(self, values: list[str], at: str) -> None:
-        if self.conv.form.kind == REAL:
+        if self.conv.form.result_element == "f32":
             self._store_real(values, at)
             return
         narrow = self.conv.isa.narrow(self.k, values, self.width)
