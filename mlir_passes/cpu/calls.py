@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch_mlir import ir
@@ -15,19 +14,7 @@ from mlir_passes.base import Missed
 from mlir_passes.cpu.patterns import Parameter
 from mlir_passes.ir.build import constant, layer_of, parameter, set_layer
 from mlir_passes.kernels.text import NAME, Layout
-
-
-class KernelSpec(Protocol):
-    """What every family of kernels offers."""
-
-    @property
-    def macs(self) -> int:
-        """Multiplications of one call."""
-        ...
-
-    def text(self) -> str:
-        """The kernel's MLIR."""
-        ...
+from mlir_passes.kernels.work import KernelSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch_mlir import ir
 
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.calls import Buffer, KernelSpec, border_byte, numbers_as, tag_like
+from mlir_passes.cpu.calls import Buffer, border_byte, numbers_as, tag_like
 from mlir_passes.cpu.kernels.image import Quantize, Transpose
 from mlir_passes.cpu.kernels.join import Concat, Interleave
 from mlir_passes.cpu.kernels.pool import MaxPool, overlaps_everywhere
@@ -19,6 +19,7 @@ from mlir_passes.cpu.tensors import Tensors, float_padded, image_layout
 from mlir_passes.ir import match
 from mlir_passes.ir.same_body import is_plain
 from mlir_passes.kernels.text import Layout
+from mlir_passes.kernels.work import KernelSpec
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from torch_mlir.dialects import arith, tensor
 
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
-from mlir_passes.cpu.calls import Buffer, Calls, KernelSpec, border_byte, numbers_as, tag_like
+from mlir_passes.cpu.calls import Buffer, Calls, border_byte, numbers_as, tag_like
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.patterns import DENSE, DEPTHWISE, GROUPED, MAX_POOL, SUM_POOL, Padded, Parameter, Sum
 from mlir_passes.ir import match
 from mlir_passes.ir.build import elementwise, relaid_constant, tensor_type
 from mlir_passes.ir.moves import extract_slice, pad, reshape
 from mlir_passes.kernels.text import Layout
+from mlir_passes.kernels.work import KernelSpec
 
 _WINDOWED = (DENSE, GROUPED, DEPTHWISE, SUM_POOL)
 _ALIASING = 512  # floats: pixels so far apart lie in one or two sets of the first cache

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import channel_tiles, widest
 
 
-class Unweighted:
-    """A kernel that multiplies by no weights."""
+class KernelSpec:
+    """What every family of kernels offers."""
 
     @property
     def macs(self) -> int:
-        """None."""
+        """Multiplications by weights of one call."""
         return 0
+
+    def text(self) -> str:
+        """The kernel's MLIR."""
+        raise NotImplementedError
 
 
 def moving(inputs: Sequence[Layout], y: Layout, work: int) -> Kernel:
@@ -25,18 +29,11 @@ def moving(inputs: Sequence[Layout], y: Layout, work: int) -> Kernel:
     return Kernel(bindings, split_work(work, y.images * y.h))
 
 
-@contextmanager
-def moved_rows(k: Kernel, inputs: Sequence[Layout], y: Layout) -> Iterator[tuple[str, list[str | int]]]:
-    """``over_rows`` of a kernel that ``moving`` made; the border is filled."""
-
-    def border() -> None:
-        if y.floating:
-            fill_zero_border(k, len(inputs), y)
-        else:
-            fill_border_with(k, k.load(len(inputs), k.index(0), "vector<16xi8>"), len(inputs) + 1, y)
-
-    with over_rows(k, *inputs, y, border=border) as rows:
-        yield rows
+def moved_rows(k: Kernel, inputs: Sequence[Layout], y: Layout) -> AbstractContextManager[tuple[str, list[str | int]]]:
+    """``over_rows`` of a kernel that ``moving`` made."""
+    border = len(inputs)
+    filling = None if y.floating else lambda: k.load(border, k.index(0), "vector<16xi8>")
+    return over_rows(k, *inputs, y, filling=filling)
 
 
 def over_channels(k: Kernel, x: Layout, width: int, body: Callable[[str | int], None]) -> None:
@@ -62,17 +59,16 @@ def in_first_workgroup(k: Kernel, body: Callable[[], None]) -> None:
 
 @contextmanager
 def over_rows(
-    k: Kernel, *layouts: Layout, tiles: int | None = None, border: Callable[[], None] | None = None
+    k: Kernel, *layouts: Layout, tiles: int | None = None, filling: Callable[[], str] | None = None
 ) -> Iterator[tuple[str, list[str | int]]]:
     """A loop over a workgroup's share of the rows of all images: the row in its image, and where that begins in each.
 
     layouts: of what the kernel reads, and last of its result. tiles: of rows in an image, where a step takes several.
-    border: emits what fills the border of the result, which one workgroup does, if there is any.
+    filling: see ``fill_border``, which comes first.
     """
     y = layouts[-1]
     count = y.h if tiles is None else tiles
-    if border is not None and y.has_border:
-        in_first_workgroup(k, border)
+    fill_border(k, y, filling)
     with k.loop(*work_range(k, "%wgx", y.images * count, k.workgroups[0])) as loop:
         yield k.split_rows(loop.index, count, *layouts)
 
@@ -104,14 +100,18 @@ def split_work(work: int, row_tiles: int, channel_tiles: int = 1) -> tuple[int, 
     return min(row_tiles, wanted // channel_tiles), channel_tiles
 
 
-def fill_zero_border(kernel: Kernel, binding: int, layout: Layout) -> None:
-    """Write zeros into the whole border of an f32 result; for one workgroup to run."""
-    fill_border_with(kernel, kernel.constant("dense<0.0>", "vector<16xf32>"), binding, layout)
+def fill_border(kernel: Kernel, layout: Layout, filling: Callable[[], str] | None) -> None:
+    """Let one workgroup write the whole border of the result, if it has any.
+
+    filling: emits a vector of 16 bytes or floats to do it with; where it is not given, zeros.
+    """
+    if layout.has_border:
+        in_first_workgroup(kernel, lambda: _fill(kernel, layout, filling))
 
 
-def fill_border_with(kernel: Kernel, value: str, binding: int, layout: Layout) -> None:
-    """Write the whole border of a result with a vector of 16 bytes or floats; for one workgroup to run."""
-    whole = f"vector<16x{layout.element}>"
+def _fill(kernel: Kernel, layout: Layout, filling: Callable[[], str] | None) -> None:
+    whole, binding = f"vector<16x{layout.element}>", len(kernel.bindings) - 1
+    value = kernel.constant("dense<0.0>", whole) if filling is None else filling()
 
     def fill(start: str, length: int) -> None:
         step = widest(16, length)

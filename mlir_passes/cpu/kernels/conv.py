@@ -18,7 +18,7 @@ import numpy as np
 from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import channel_tiles
-from mlir_passes.kernels.work import in_first_workgroup, split_work, work_range
+from mlir_passes.kernels.work import fill_border, split_work, work_range
 
 _FEW_WEIGHTS = 16 << 10
 _AHEAD = 8 << 10
@@ -147,8 +147,7 @@ class _Emitter:
     def text(self) -> str:
         k, conv = self.k, self.conv
         self.epilogue = conv.form.epilogue(k, 2, self.lanes)
-        if conv.y.has_border:
-            in_first_workgroup(k, lambda: self.epilogue.fill_border(self.out, conv.y))
+        fill_border(k, conv.y, self.epilogue.border)
         rows = work_range(k, "%wgx", self.all_row_tiles, k.workgroups[0])
         channels = work_range(k, "%wgy", self.channel_tiles, k.workgroups[1])
         # Few weights stay in the first cache while rows pass; many are passed over once per range of rows.

@@ -103,7 +103,7 @@ class _Emitter:
         k, conv = self.k, self.conv
         y, x, window = conv.y, conv.x, conv.window
         self.epilogue = conv.form.epilogue(k, 2, self.width // 4)
-        rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: self.epilogue.fill_border(self.out, y))
+        rows = over_rows(k, x, y, tiles=self.row_tiles, filling=self.epilogue.border)
         with rows as (row_tile, (x_image, y_image)), k.loop(0, len(conv.starts)) as block:
             row = k.least(k.mul(row_tile, conv.rows), y.h - conv.rows)
             channel = k.least(k.mul(block.index, self.width), max(y.c - self.width, 0))
@@ -226,7 +226,7 @@ class _FloatEmitter:
         k, conv, lanes = self.k, self.conv, self.lanes
         x, y = conv.x, conv.y
         epilogue = conv.form.epilogue(k, 2, lanes)
-        rows = over_rows(k, x, y, tiles=self.row_tiles, border=lambda: epilogue.fill_border(self.out, y))
+        rows = over_rows(k, x, y, tiles=self.row_tiles, filling=epilogue.border)
         with (
             rows as (tile, images),
             k.loop(0, y.w, conv.columns) as start,

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mlir_passes.kernels.text import Kernel, Layout
-from mlir_passes.kernels.work import fill_border_with, fill_zero_border
 
 MULTIPLIER, SHIFT, REAL = "multiplier", "shift", "real"
 
@@ -125,9 +124,9 @@ class Epilogue:
         """Store finished values."""
         self.kernel.store(value, binding, at, f"vector<{self.lanes}xf32>")
 
-    def fill_border(self, binding: int, layout: Layout) -> None:
-        """Write what a border holds into the whole border of a result; for one workgroup to run."""
-        fill_zero_border(self.kernel, binding, layout)
+    def border(self) -> str:
+        """What the border of the result holds: 16 times."""
+        return self.kernel.constant("dense<0.0>", "vector<16xf32>")
 
 
 class Clamping(Epilogue):
@@ -183,7 +182,7 @@ class Requantizing(Epilogue):
             self.numbers[2] = k.op(f"arith.fptosi {self.numbers[2]} : vector<{n}xf32> to vector<{n}xi32>")
             if self.form.residual is None:
                 pad = k.op(f"arith.fptosi {pad} : f32 to i32")
-        self.border = k.splat(k.op(f"arith.trunci {pad} : i32 to i8"), "i8", 16)
+        self.around = k.splat(k.op(f"arith.trunci {pad} : i32 to i8"), "i8", 16)
         if self.form.residual is not None:
             self.sum_numbers = [k.splat(self.sum_scalar(i), "i32", n) for i in range(7)]
 
@@ -191,9 +190,9 @@ class Requantizing(Epilogue):
         """One of the residual's numbers: m_a, m_b, offset, shift, zero point, lo, hi, border."""
         return self.kernel.scalar(self.first + 3, position)
 
-    def fill_border(self, binding: int, layout: Layout) -> None:
-        """Write the whole border of a result with its zero point; for one workgroup to run."""
-        fill_border_with(self.kernel, self.border, binding, layout)
+    def border(self) -> str:
+        """The zero point."""
+        return self.around
 
     def scale(self, at: str) -> str:
         """The multipliers or shifts of the channels from ``at``."""

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import channel_tiles, widest
-from mlir_passes.kernels.work import (
-    Unweighted,
-    fill_border_with,
-    fill_zero_border,
-    in_first_workgroup,
-    moving,
-    over_rows,
-    split_work,
-)
+from mlir_passes.kernels.work import KernelSpec, moving, over_rows, split_work
 
 
 @dataclass(frozen=True)
-class Transpose(Unweighted):
+class Transpose(KernelSpec):
     """Planes [n, c, h, w] to images with channels innermost; one to four channels."""
 
     y: Layout
@@ -32,8 +24,6 @@ class Transpose(Unweighted):
         y = self.y
         lanes = widest(self.isa.lanes, y.w)
         k, vector = moving([_planes(y)], y, y.images * y.h * y.w * y.c * y.c), f"vector<{lanes}xf32>"
-        if y.has_border:
-            in_first_workgroup(k, lambda: fill_zero_border(k, 1, y))
         with _over_planes(k, y, lanes) as (pixel, at):
             loaded = [k.load(0, k.add(pixel, channel * y.h * y.w), vector) for channel in range(y.c)]
             for part in range(y.c):
@@ -52,7 +42,7 @@ class Transpose(Unweighted):
 
 
 @dataclass(frozen=True)
-class Quantize(Unweighted):
+class Quantize(KernelSpec):
     """f32 planes [n, c, h, w] to u8 images: clamp(roundeven(x / scale) + z, lo, hi). Packed: four channels at most."""
 
     y: Layout
@@ -76,17 +66,17 @@ class _QuantizeEmitter:
         k, y = self.k, self.y
         self.scale, self.low, self.high, zero = (k.splat(k.scalar(1, i), "f32", self.lanes) for i in range(4))
         self.zero = k.op(f"arith.fptosi {zero} : {self.real} to {self.whole}")
-        if y.has_border:
-            border = k.op(f"arith.fptosi {k.scalar(1, 4)} : f32 to i32")
-            border = k.splat(k.op(f"arith.trunci {border} : i32 to i8"), "i8", 16)
-            in_first_workgroup(k, lambda: fill_border_with(k, border, 2, y))
-        with _over_planes(k, y, self.lanes) as (pixel, at):
+        with _over_planes(k, y, self.lanes, self._border) as (pixel, at):
             if y.packed:
                 self._packed(pixel, at)
             else:
                 for (start,) in channel_tiles(y.c, 16, 1):
                     self._sixteen(pixel, at, start)
         return k.text()
+
+    def _border(self) -> str:
+        whole = self.k.op(f"arith.fptosi {self.k.scalar(1, 4)} : f32 to i32")
+        return self.k.splat(self.k.op(f"arith.trunci {whole} : i32 to i8"), "i8", 16)
 
     def _packed(self, pixel: str, at: str) -> None:
         """All channels of a vector of pixels."""
@@ -140,9 +130,11 @@ def _planes(y: Layout) -> Layout:
 
 
 @contextmanager
-def _over_planes(k: Kernel, y: Layout, lanes: int) -> Iterator[tuple[str, str]]:
-    """Loops over all vectors of pixels: where each is in the first plane, and in ``y``."""
-    with over_rows(k, _planes(y), y) as (row, (image, result)), k.loop(0, y.w, lanes) as loop:
+def _over_planes(
+    k: Kernel, y: Layout, lanes: int, filling: Callable[[], str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Loops over all vectors of pixels: where each is in the first plane, and in ``y``. filling: see ``over_rows``."""
+    with over_rows(k, _planes(y), y, filling=filling) as (row, (image, result)), k.loop(0, y.w, lanes) as loop:
         column = k.least(loop.index, y.w - lanes)
         at = k.add(k.mul(row, y.pitch), k.mul(column, y.stride), result, y.at())
         yield k.add(k.mul(row, y.w), column, image), at

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.kernels.text import Layout
 from mlir_passes.kernels.windows import widest
-from mlir_passes.kernels.work import Unweighted, moved_rows, moving, over_channels, pixels
+from mlir_passes.kernels.work import KernelSpec, moved_rows, moving, over_channels, pixels
 
 
 @dataclass(frozen=True)
-class Concat(Unweighted):
+class Concat(KernelSpec):
     """The channels of several tensors of one height and width, one behind the other; of one alone: a copy."""
 
     inputs: tuple[Layout, ...]
@@ -39,7 +39,7 @@ class Concat(Unweighted):
 
 
 @dataclass(frozen=True)
-class Interleave(Unweighted):
+class Interleave(KernelSpec):
     """The channels of two tensors in turn: a channel shuffle of two groups."""
 
     a: Layout

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from mlir_passes.cpu.isa import Isa
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import channel_tiles
-from mlir_passes.kernels.work import Unweighted, fill_border_with, in_first_workgroup, over_rows, split_work
+from mlir_passes.kernels.work import KernelSpec, over_rows, split_work
 
 
 @dataclass(frozen=True)
-class Add(Unweighted):
+class Add(KernelSpec):
     """clamp((a·m_a + b·m_b + offset >> shift) + z, lo, hi) of two tensors of one shape."""
 
     a: Layout
@@ -26,10 +26,11 @@ class Add(Unweighted):
         k = Kernel(bindings, split_work(y.images * y.h * y.w * y.c * 8, y.images * y.h))
         scalars = [k.scalar(0, i) for i in range(8)]
         numbers = [k.splat(each, "i32", lanes) for each in scalars[:7]]
-        if y.has_border:
-            border = k.splat(k.op(f"arith.trunci {scalars[7]} : i32 to i8"), "i8", 16)
-            in_first_workgroup(k, lambda: fill_border_with(k, border, 3, y))
-        with over_rows(k, self.a, self.b, y) as (row, images):
+
+        def border() -> str:
+            return k.splat(k.op(f"arith.trunci {scalars[7]} : i32 to i8"), "i8", 16)
+
+        with over_rows(k, self.a, self.b, y, filling=border) as (row, images):
             places = zip((self.a, self.b, y), images, strict=True)
             rows = [k.add(k.mul(row, each.pitch), image, each.at()) for each, image in places]
             if self.a.stride == self.b.stride == y.stride and self.a.first == self.b.first == 0:

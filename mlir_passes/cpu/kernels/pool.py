@@ -11,11 +11,11 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.windowed import Windowed
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles
-from mlir_passes.kernels.work import Unweighted, moved_rows, moving, over_rows, split_work
+from mlir_passes.kernels.work import KernelSpec, moved_rows, moving, over_rows, split_work
 
 
 @dataclass(frozen=True)
-class MaxPool(Unweighted):
+class MaxPool(KernelSpec):
     """The maximum of each window. Positions outside the image repeat one of the window in it: no maximum changes."""
 
     x: Layout
@@ -61,7 +61,7 @@ class SumPool(Windowed):
         epilogue = form.epilogue(k, 1, lanes)
         read, kind = (f"vector<{lanes}x{each}>" for each in (form.input_element, form.accumulator))
         with (
-            over_rows(k, x, y, border=lambda: epilogue.fill_border(out, y)) as (row, images),
+            over_rows(k, x, y, filling=epilogue.border) as (row, images),
             k.loop(0, y.w) as column,
             k.loop(0, len(self.starts)) as block,
         ):

@@ -11,10 +11,11 @@ from mlir_passes.cpu.isa import Isa
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.kernels.text import Kernel, Layout
 from mlir_passes.kernels.windows import Window, channel_tiles, gather_channels, widest
+from mlir_passes.kernels.work import KernelSpec
 
 
 @dataclass(frozen=True)
-class Windowed:
+class Windowed(KernelSpec):
     """Input and result layouts, window, and how the kernel ends."""
 
     x: Layout
