@@ -71,7 +71,8 @@ class Tensors:
 
     def weight(self, value: ir.Value) -> Parameter | None:
         """The numbers of a layer's weight."""
-        raise NotImplementedError
+        numbers = relaid_constant(value)
+        return None if numbers is None else Parameter(numbers, None)
 
     def excess(self, weight: np.ndarray) -> np.ndarray | int:
         """How much larger a kernel's sums with this weight [..., channels] are than the layer's."""
@@ -82,16 +83,16 @@ class Tensors:
         return None
 
     def border(self, value: ir.Value) -> list[ir.Value]:
-        """The operands from which a kernel that moves numbers fills the border of its result, ``value``."""
-        raise NotImplementedError
+        """The operands from which a kernel that moves numbers fills the border of its result; none for zeros."""
+        return []
 
     def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
         """Some channels of an image as a view, if kernels may read them there."""
-        raise NotImplementedError
+        return replace(layout, c=count, first=layout.first + first, pixel=layout.stride)
 
     def _plain(self, value: ir.Value) -> ir.Value:
         """A value as kernels hold its numbers."""
-        raise NotImplementedError
+        return value
 
     def _filling(self, value: ir.Value) -> ir.Value:
         """The number around it."""
@@ -177,11 +178,9 @@ class StoredTensors(Tensors):
         return [border_of(self.number(value), (16,))]
 
     def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
-        """A view if readers of whole vectors stay within its pixels."""
-        first += layout.first
-        if first + max(16, -(-count // 4) * 4) > layout.stride:
-            return None
-        return replace(layout, c=count, first=first, pixel=layout.stride)
+        """See Tensors: if readers of whole vectors stay within its pixels."""
+        end = layout.first + first + max(16, -(-count // 4) * 4)
+        return None if end > layout.stride else super().channels(layout, first, count)
 
     def _plain(self, value: ir.Value) -> ir.Value:
         return elementwise([value], ir.RankedTensorType(value.type), _flip)
@@ -211,22 +210,6 @@ class FloatTensors(Tensors):
     def added(self, op: ir.Operation) -> Sum | Missed | None:
         """See Tensors; with the clamps behind it."""
         return patterns.float_added(op)
-
-    def weight(self, value: ir.Value) -> Parameter | None:
-        """See Tensors."""
-        numbers = relaid_constant(value)
-        return None if numbers is None else Parameter(numbers, None)
-
-    def border(self, value: ir.Value) -> list[ir.Value]:
-        """Nothing: a border is of zeros."""
-        return []
-
-    def channels(self, layout: Layout, first: int, count: int) -> Layout | None:
-        """A view, always."""
-        return replace(layout, c=count, first=layout.first + first, pixel=layout.stride)
-
-    def _plain(self, value: ir.Value) -> ir.Value:
-        return value
 
     def _filling(self, value: ir.Value) -> ir.Value:
         return arith.ConstantOp(ir.F32Type.get(), ir.FloatAttr.get(ir.F32Type.get(), 0.0)).result
