@@ -16,7 +16,7 @@ from torch_mlir import ir
 from mlir_passes.base import Missed
 from mlir_passes.cpu import patterns
 from mlir_passes.cpu.calls import border_byte, numbers_as, tag_like
-from mlir_passes.cpu.kernels.conv import Conv, one_unit
+from mlir_passes.cpu.kernels.conv import Conv
 from mlir_passes.cpu.kernels.depthwise import Depthwise, FloatDepthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, REAL, FloatForm, Form, Quotient
 from mlir_passes.cpu.kernels.pointwise import Add
@@ -266,7 +266,7 @@ def _call_layer(layer: Layer, tensors: Tensors, total: Sum | None) -> None:
         if window.kernel == window.strides == (1, 1):
             x, y, *others = joined_images([x, y, *([] if residual is None else [residual])])
             residual = others[0] if others else None
-        tile = choose_tile(*one_unit(x, y, layer.groups, isa.lanes), window, isa, form.group)
+        tile = choose_tile(x, y, window, isa, form.group, layer.groups)
         spec = Conv(x, y, window, replace(form, residual=residual), isa, tile, layer.groups)
     weight = layer.weight.numbers
     operands = [source.value, numbers_as(layer.weight.tag, spec.pack(weight))]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mlir_passes.cpu.isa import VARIANTS, Isa
-from mlir_passes.cpu.kernels.conv import Conv, one_unit
+from mlir_passes.cpu.kernels.conv import Conv
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import MULTIPLIER, FloatForm, Form
 from mlir_passes.cpu.tiles import choose_tile, ranked_tiles
@@ -64,14 +64,14 @@ def kernel(shape: tuple[str, int, int, int, int, int], isa: Isa, *, real: bool) 
     if real:
         x = Layout(size * stride + 2 * around, size * stride + 2 * around, ci, floating=True)
         y, place = Layout(size, size, co, floating=True), Window((window, window), (stride, stride))
-        tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa, group=1)
+        tile = choose_tile(x, y, place, isa, group=1, groups=groups)
         return Conv(x, y, place, FloatForm((0.0, 6.0)), isa, tile, groups)
     packed = ci < 4
     x = Layout(size * stride, size * stride, ci, around, around, around, around + packed, packed=packed)
     y, place = Layout(size, size, co), Window((window, window), (stride, stride), (1, 1), around, around)
     if kind == "depthwise":
         return Depthwise(x, y, place, Form(MULTIPLIER), isa)
-    tile = choose_tile(*one_unit(x, y, groups, isa.lanes), place, isa)
+    tile = choose_tile(x, y, place, isa, groups=groups)
     return Conv(x, y, place, Form(MULTIPLIER), isa, tile, groups)
 
 
@@ -87,8 +87,7 @@ def resident(spec: Conv | Depthwise) -> Conv | Depthwise:
 
 def next_best(spec: Conv, count: int) -> list[Conv]:
     """The kernel with the tiles that the model takes for the best, at most ``count``; the first is its choice."""
-    units = one_unit(spec.x, spec.y, spec.groups, spec.isa.lanes)
-    tiles = ranked_tiles(*units, spec.window, spec.isa, spec.group)
+    tiles = ranked_tiles(spec.x, spec.y, spec.window, spec.isa, spec.group, spec.groups)
     return [replace(spec, tile=tile) for tile in tiles[:count]]
 
 

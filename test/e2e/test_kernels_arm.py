@@ -14,7 +14,7 @@ from integer_layers import Case, expected, module, numbers
 from torch_mlir import ir
 
 from mlir_passes.cpu.isa import VARIANTS, Isa
-from mlir_passes.cpu.kernels.conv import Conv, one_unit
+from mlir_passes.cpu.kernels.conv import Conv
 from mlir_passes.cpu.kernels.depthwise import Depthwise
 from mlir_passes.cpu.kernels.epilogue import FloatForm, Form
 from mlir_passes.cpu.tiles import choose_tile
@@ -125,7 +125,7 @@ def _spec(kind: str, x: Layout, y: Layout, window: Window, form: Form | FloatFor
         assert isinstance(form, Form)
         return Depthwise(x, y, window, form, isa)
     group = 1 if isinstance(form, FloatForm) else 4
-    return Conv(x, y, window, form, isa, choose_tile(*one_unit(x, y, 1, isa.lanes), window, isa, group=group))
+    return Conv(x, y, window, form, isa, choose_tile(x, y, window, isa, group=group))
 
 
 def _emulate(

@@ -11,27 +11,19 @@ the result is of another group. Tiles stay within a group that fills a vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from mlir_passes.cpu.kernels.windowed import Windowed
-from mlir_passes.kernels.text import Kernel, Layout
+from mlir_passes.cpu.tiles import Tile, reach
+from mlir_passes.kernels.text import Kernel
 from mlir_passes.kernels.windows import channel_tiles
 from mlir_passes.kernels.work import fill_border, split_work, work_range
 
 _FEW_WEIGHTS = 16 << 10
 _AHEAD = 8 << 10
 """Where more weights than ``_FEW_WEIGHTS`` stream past, how far ahead of their use they are asked for, in elements."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows, columns and channel blocks that one set of accumulators holds."""
-
-    rows: int
-    columns: int
-    blocks: int
 
 
 @dataclass(frozen=True)
@@ -113,22 +105,6 @@ class Conv(Windowed):
     def text(self) -> str:
         """The kernel's MLIR."""
         return _Emitter(self).text()
-
-
-def one_unit(x: Layout, y: Layout, groups: int, lanes: int) -> tuple[Layout, Layout]:
-    """What one unit of a convolution's channels reads and makes: the layouts by which its tile is chosen."""
-    own = y.c // groups
-    if groups == 1 or own >= lanes:
-        return replace(x, c=x.c // groups), replace(y, c=own)
-    starts = channel_tiles(y.c, lanes, 1)
-    return replace(x, c=reach(x.c, y.c, groups, starts, lanes)), replace(y, c=min(lanes, y.c))
-
-
-def reach(inputs: int, outputs: int, groups: int, starts: list[list[int]], lanes: int) -> int:
-    """Input channels between the first and the last that one tile of a grouped convolution reads, of any tile."""
-    of_group, own = inputs // groups, outputs // groups
-    ends = [min(tile[-1] + lanes, outputs) - 1 for tile in starts]
-    return max(end // own + 1 - tile[0] // own for tile, end in zip(starts, ends, strict=True)) * of_group
 
 
 class _Emitter:
