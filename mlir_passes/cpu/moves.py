@@ -66,8 +66,6 @@ def max_pool(op: ir.Operation, tensors: Tensors) -> Move | Missed:
     if isinstance(source, Missed):
         return source
     window, y = patterns.window_of(op, (shape[0], shape[1]), source), tensors.layout(op.results[0])
-    if tensors.element == "f32" and window.dilations != (1, 1):
-        return Missed("its window is dilated")
     if not overlaps_everywhere(window, image_layout(source.value), y):
         return Missed("one of its windows lies in the padding altogether")
     return Move(op, (source.value,), y, lambda x: MaxPool(x, y, window, tensors.isa))
@@ -97,10 +95,8 @@ def shuffled(op: ir.Operation, tensors: Tensors) -> Move | Missed:
     if tensors.element == "i8":
         # The halves are read as slices, the second one in groups of four that may reach beyond it.
         y = replace(y, pixel=max(32, -(-(y.c + 3) // 16) * 16))
-    if len(found) == 2 and match.shape_of(found[0])[-1] > (1 if tensors.element == "f32" else 0):
+    if len(found) == 2:
         return Move(op, found, y, lambda a, b: Interleave(a, b, y, tensors.isa))
-    if len(found) == 2 or tensors.element == "f32":
-        return Missed("it is no shuffle of the channels of two tensors")
     half = match.shape_of(found[0])[-1] // 2
     a, b = (tensors.channels(tensors.held_layout(found[0]), first, half) for first in (0, half))
     if a is None or b is None:

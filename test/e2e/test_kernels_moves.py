@@ -30,7 +30,11 @@ MANY = settings(FEW, max_examples=150, suppress_health_check=list(HealthCheck))
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-def _max_pool(variant: str, case: Case) -> None:
+DTYPES = {"i8": np.int8, "f32": np.float32}
+ELEMENTS = pytest.mark.parametrize("element", DTYPES)
+
+
+def _max_pool(variant: str, case: Case, element: str = "i8") -> None:
     (oh, ow), (t, left, b, r) = case.out, case.pads
     x = f"{case.n}x{case.h}x{case.w}x{case.c}"
     y, padded = f"tensor<{case.n}x{oh}x{ow}x{case.c}xi8>", f"{case.n}x{case.h + t + b}x{case.w + left + r}x{case.c}"
@@ -38,7 +42,7 @@ def _max_pool(variant: str, case: Case) -> None:
     kernel = f"tensor<{case.kernel[0]}x{case.kernel[1]}xi8>"
     text = f"""
 func.func @main(%x: tensor<{x}xi8>) -> {y} {{
-%lowest = arith.constant -128 : i8
+%lowest = arith.constant LOWEST : i8
 {padding(x, padded, case.pads, "%lowest")}
 %win = tensor.empty() : {kernel}
 %e = tensor.empty() : {y}
@@ -47,8 +51,10 @@ func.func @main(%x: tensor<{x}xi8>) -> {y} {{
   ins(%p, %win : tensor<{padded}xi8>, {kernel}) outs(%f : {y}) -> {y}
 return %r : {y}
 }}"""
-    x = case.images()
-    np.testing.assert_array_equal(run(text, variant, x), windows(case, x, -128).max(axis=(4, 5)))
+    lowest = "-128" if element == "i8" else "0xFF800000"
+    x = case.images() if element == "i8" else case.images().astype(np.float32)
+    found = run(text.replace("LOWEST", lowest).replace("i8", element), variant, x)
+    np.testing.assert_array_equal(found, windows(case, x, -128).max(axis=(4, 5)))
 
 
 def _meets_image(case: Case) -> bool:
@@ -57,11 +63,17 @@ def _meets_image(case: Case) -> bool:
     return bool(inside.any(axis=(4, 5)).all())
 
 
+@ELEMENTS
 @pytest.mark.parametrize("variant", RUNNABLE)
 @given(case=cases("sum").filter(_meets_image))
 @settings(FEW, max_examples=5)
-def test_max_pool_equals_numpy(variant: str, case: Case) -> None:
-    _max_pool(variant, case)
+def test_max_pool_equals_numpy(variant: str, element: str, case: Case) -> None:
+    _max_pool(variant, case, element)
+
+
+@pytest.mark.parametrize("variant", RUNNABLE)
+def test_a_dilated_max_pool_equals_numpy(variant: str) -> None:
+    _max_pool(variant, Case("sum", 9, 8, 20, 20, (3, 2), (2, 1), (2, 3), (2, 3, 2, 1), 7, 2), "f32")
 
 
 @pytest.mark.slow
@@ -72,33 +84,35 @@ def test_many_max_pools_equal_numpy(variant: str, case: Case) -> None:
     _max_pool(variant, case)
 
 
+@ELEMENTS
 @pytest.mark.parametrize("variant", RUNNABLE)
 @pytest.mark.parametrize("first", [True, False])
 @given(seed=SEEDS, c=st.sampled_from([1, 5, 16, 58, 72]), size=SIZES, n=IMAGES)
 @FEW
 def test_channel_shuffle_and_slice_equal_numpy(
-    variant: str, first: bool, seed: int, c: int, size: tuple[int, int], n: int
+    variant: str, first: bool, element: str, seed: int, c: int, size: tuple[int, int], n: int
 ) -> None:
     h, w = size
-    half, both = f"{n}x{h}x{w}x{c}xi8", f"{n}x{h}x{w}x{2 * c}xi8"
+    half, both = f"{n}x{h}x{w}x{c}x{element}", f"{n}x{h}x{w}x{2 * c}x{element}"
     text = f"""
 func.func @main(%x: tensor<{half}>, %z: tensor<{half}>) -> tensor<{half}> {{
 %j = tensor.concat dim(3) %x, %z : (tensor<{half}>, tensor<{half}>) -> tensor<{both}>
 %g = tensor.expand_shape %j [[0], [1], [2], [3, 4]] output_shape [{n}, {h}, {w}, 2, {c}]
-  : tensor<{both}> into tensor<{n}x{h}x{w}x2x{c}xi8>
-%e = tensor.empty() : tensor<{n}x{h}x{w}x{c}x2xi8>
-%t = linalg.transpose ins(%g : tensor<{n}x{h}x{w}x2x{c}xi8>) outs(%e : tensor<{n}x{h}x{w}x{c}x2xi8>)
+  : tensor<{both}> into tensor<{n}x{h}x{w}x2x{c}x{element}>
+%e = tensor.empty() : tensor<{n}x{h}x{w}x{c}x2x{element}>
+%t = linalg.transpose ins(%g : tensor<{n}x{h}x{w}x2x{c}x{element}>) outs(%e : tensor<{n}x{h}x{w}x{c}x2x{element}>)
   permutation = [0, 1, 2, 4, 3]
-%s = tensor.collapse_shape %t [[0], [1], [2], [3, 4]] : tensor<{n}x{h}x{w}x{c}x2xi8> into tensor<{both}>
+%s = tensor.collapse_shape %t [[0], [1], [2], [3, 4]] : tensor<{n}x{h}x{w}x{c}x2x{element}> into tensor<{both}>
 %y = tensor.extract_slice %s[0, 0, 0, {0 if first else c}] [{n}, {h}, {w}, {c}] [1, 1, 1, 1]
   : tensor<{both}> to tensor<{half}>
 return %y : tensor<{half}>
 }}"""
-    x, z = np.random.default_rng(seed).integers(-128, 128, (2, n, h, w, c)).astype(np.int8)
+    x, z = np.random.default_rng(seed).integers(-128, 128, (2, n, h, w, c)).astype(DTYPES[element])
     shuffled = np.stack([x, z], axis=-1).reshape(n, h, w, 2 * c)
     np.testing.assert_array_equal(run(text, variant, x, z), shuffled[..., :c] if first else shuffled[..., c:])
 
 
+@ELEMENTS
 @pytest.mark.parametrize("variant", RUNNABLE)
 @given(
     seed=SEEDS, channels=st.lists(st.sampled_from([1, 2, 3, 7, 15, 16, 18, 33, 64, 70]), min_size=1, max_size=4),
@@ -106,13 +120,13 @@ return %y : tensor<{half}>
 )  # fmt: skip
 @settings(FEW, max_examples=4)
 def test_join_and_slice_equal_numpy(
-    variant: str, seed: int, channels: list[int], size: tuple[int, int], n: int
+    variant: str, element: str, seed: int, channels: list[int], size: tuple[int, int], n: int
 ) -> None:
     rng = np.random.default_rng(seed)
     total = sum(channels)
     first = int(rng.integers(0, total))
     count = int(rng.integers(1, total - first + 1))
-    kinds = [f"tensor<{n}x{size[0]}x{size[1]}x{c}xi8>" for c in (*channels, total, count)]
+    kinds = [f"tensor<{n}x{size[0]}x{size[1]}x{c}x{element}>" for c in (*channels, total, count)]
     names = [f"%x{i}" for i in range(len(channels))]
     arguments = ", ".join(f"{name}: {kind}" for name, kind in zip(names, kinds, strict=False))
     text = f"""
@@ -122,7 +136,7 @@ func.func @main({arguments}) -> {kinds[-1]} {{
   : {kinds[-2]} to {kinds[-1]}
 return %y : {kinds[-1]}
 }}"""
-    inputs = [rng.integers(-128, 128, (n, *size, c)).astype(np.int8) for c in channels]
+    inputs = [rng.integers(-128, 128, (n, *size, c)).astype(DTYPES[element]) for c in channels]
     joined = np.concatenate(inputs, axis=-1)
     np.testing.assert_array_equal(run(text, variant, *inputs), joined[..., first : first + count])
 
