@@ -34,18 +34,19 @@ def _text(spec: KernelSpec) -> str:
 class Calls:
     """The kernels of a module.
 
-    buffers: the form that kernels read of each value they make. missed: why an operation became no kernel.
+    buffers: the form that kernels read of each value they make. missed: by its result, why an operation became no
+    kernel; an operation itself has another hash when its operands are others.
     """
 
     def __init__(self, module: ir.Operation) -> None:
         self.module = module
         self.buffers: dict[ir.Value, Buffer] = {}
-        self.missed: dict[ir.Operation, str] = {}
+        self.missed: dict[ir.Value, str] = {}
         self._names: dict[str, str] = {}
 
     def miss(self, op: ir.Operation, missed: Missed) -> None:
         """Remember why an operation becomes no kernel; the first reason stays."""
-        self.missed.setdefault(op, missed.reason)
+        self.missed.setdefault(op.results[0], missed.reason)
 
     def call(self, spec: KernelSpec, operands: Sequence[ir.Value], result: ir.Type, source: ir.Operation) -> ir.Value:
         """Call a kernel, at the location and for the layer of ``source``; an equal kernel is there only once."""

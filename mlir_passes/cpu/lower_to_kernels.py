@@ -68,10 +68,11 @@ def _reasons(function: ir.Operation, calls: Calls) -> dict[str, str]:
     found: dict[str, str] = {}
     for op in (each.operation for each in function.regions[0].blocks[0].operations):
         layer = layer_of(op)
-        if layer is None or not (op.name.startswith("linalg.") or op in calls.missed):
+        missed = next((calls.missed[result] for result in op.results if result in calls.missed), None)
+        if layer is None or not (op.name.startswith("linalg.") or missed):
             continue
-        if op in calls.missed:
-            found[layer] = f"no kernel: {calls.missed[op]}"
+        if missed:
+            found[layer] = f"no kernel: {missed}"
         else:
             found.setdefault(layer, f"no kernel computes {match.float_detail(op)}")
     return found

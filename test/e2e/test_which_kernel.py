@@ -102,3 +102,11 @@ def test_f32(cpu: str) -> None:
         "shrink": ["max_pool"], "view_1": ["interleave"], "cat_1": ["concat"],
         "mean": ["sum_pool"], "linear": ["conv"],
     }  # fmt: skip
+
+
+def test_a_layer_behind_a_kernel_keeps_its_reason() -> None:
+    """Its operand becomes another one after the reason is known: what the kernel makes, as others read it."""
+    narrow = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.ReLU())
+    model = import_module(narrow.eval(), torch.zeros(SHAPE), "narrow")
+    lowered = pipelines.lower(model.bytecode, None, Target("cpu", cpu="haswell"), "f32")
+    assert lowered.reasons["1"] == "no kernel: it has 4 channels, fewer than the 8 of a vector"
