@@ -27,7 +27,7 @@ COLLAPSE, EXPAND = "tensor.collapse_shape", "tensor.expand_shape"
 class Rule:
     """Some operations, by name; what recognizes them, and what calls the kernel for what that finds.
 
-    element: the number type; where it is not given, both are asked that of the result.
+    element: the number type whose tensors both get, where it is not that of the result: integers may end in f32.
     """
 
     names: tuple[str, ...]
