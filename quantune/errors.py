@@ -58,9 +58,9 @@ def machine_lacks(error: OSError) -> bool:
     return error.errno in _MACHINE
 
 
-def missing(error: ImportError) -> EnvironmentFailure:
+def missing(error: ImportError, extra: str = "compile", purpose: str = "compiles and searches") -> EnvironmentFailure:
     """The error to raise where a package is not installed: what to install."""
-    advice = "pip install 'quantune[compile]' brings what compiles and searches"
+    advice = f"pip install 'quantune[{extra}]' brings what {purpose}"
     return EnvironmentFailure(f"a package cannot be imported: {error}; {advice}")
 
 

@@ -21,7 +21,7 @@ from quantune.tuning.request import ModelOptions, Origin
 if TYPE_CHECKING:
     from quantune.api import ModelLike
 
-_DATA = ("torchvision:", "builtin:"), (".pt2", ".mlir", ".mlirbc")
+_DATA = ("torchvision:", "builtin:"), (".pt2", ".onnx", ".mlir", ".mlirbc")
 
 
 @dataclass(frozen=True)

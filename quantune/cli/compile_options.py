@@ -9,7 +9,7 @@ from pathlib import Path
 from quantune.cli.arguments import OneLineParser, count, number, seconds, version_line
 
 EPILOG = """\
-models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.mlir  FILE.mlirbc
+models    torchvision:NAME  builtin:NAME_shapes  PKG.MOD:FACTORY  FILE.pt2  FILE.onnx  FILE.mlir  FILE.mlirbc
 data      builtin:shapes  builtin:digits  imagefolder:DIR?resize=256&crop=224  npz:FILE  PKG.MOD:FACTORY
           (?count=N limits any of them)
 targets   {targets}

@@ -1,4 +1,4 @@
-"""Files from anywhere, read in a child process: models in .mlir, .mlirbc and .pt2, and weights that torch saved."""
+"""Files from anywhere, read in a child process: models (.mlir, .mlirbc, .pt2, .onnx), and weights that torch saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantune.frontend.imported import ImportedModel, read_model
 from quantune.process import children, scratch
 from quantune.process.guard import ended
 
-SUFFIXES = (".mlir", ".mlirbc", ".pt2")
+SUFFIXES = (".mlir", ".mlirbc", ".pt2", ".onnx")
 """How the names of such files end."""
 
 _SECONDS, _SECONDS_PER_BYTE = 900.0, 1e-5  # far beyond the processor time it has: for machines that do other work too

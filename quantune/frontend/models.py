@@ -1,4 +1,4 @@
-"""Model references -> imported models: torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, .pt2 and .mlir files."""
+"""Model references -> imported models: torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, .pt2, .onnx and .mlir files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def load_model(request: ModelRequest, weights_of: WeightsOf = shipped) -> Import
     else:
         raise UsageError(
             f"model '{reference}': expected torchvision:NAME, builtin:NAME, PKG.MOD:FACTORY, "
-            "FILE.pt2, FILE.mlir or FILE.mlirbc"
+            "FILE.pt2, FILE.onnx, FILE.mlir or FILE.mlirbc"
         )
     if request.weights is not None:
         load_weights(model, request.weights)

@@ -12,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from quantune.errors import QuantuneError, UsageError
+from quantune.errors import QuantuneError, UsageError, missing
 from quantune.process.guard import bounded
 
-_LOWERING_SECONDS = 60.0  # of processor time: torch-mlir's passes are part of reading a .pt2
+_LOWERING_SECONDS = 60.0  # of processor time: torch-mlir's passes are part of reading a program
 
 
 def main(arguments: list[str]) -> int:
@@ -47,6 +47,8 @@ def _weights(path: Path) -> bytes:
 
 
 def _model(path: Path) -> bytes:
+    if path.suffix == ".onnx":
+        return _onnx(path)
     if path.suffix == ".pt2":
         from quantune.frontend.importer import import_program
         from quantune.frontend.pt2 import read_program
@@ -60,6 +62,18 @@ def _model(path: Path) -> bytes:
     source = path.read_bytes()
     with bounded(len(source)):
         return read_model(source, path.stem).bytecode
+
+
+def _onnx(path: Path) -> bytes:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise missing(error, "onnx", "reads ONNX files") from error
+    from quantune.frontend.importer import import_program
+    from quantune.frontend.onnx_files import read_onnx
+
+    with bounded(path.stat().st_size, _LOWERING_SECONDS):
+        return import_program(read_onnx(path), path.stem).bytecode
 
 
 if __name__ == "__main__":

@@ -355,6 +355,33 @@ def test_exported_programs_are_read(count: int, obligation: Get, tmp_path: Path)
     hold(obligation("reader: .pt2 given to torch"), _edited_programs(count, 3) + _programs(count, 3), read)
 
 
+@pytest.mark.parametrize("count", [FEW, MANY])
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_files(count: int, obligation: Get, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    from quantune.frontend.onnx_files import read_onnx
+
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["c", "s"], ["r"], name="view"),
+        helper.make_node("ReduceMean", ["r", "a"], ["y"], name="mean", keepdims=0),
+    ]
+    constants = {"w": np.ones((2, 3, 3, 3), np.float32), "s": np.array([1, 2, -1]), "a": np.array([2])}
+    held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "net", [images], [result], held)
+    seed = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
+    path = tmp_path / "net.onnx"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        read_onnx(path)
+
+    hold(obligation("reader: .onnx"), variants([seed], count, 5), read)
+
+
 TEXT = (
     b'func.func @main(%x: tensor<1x3x8x8xf32>) -> tensor<1x2x8x8xf32> {\n'
     b'  %w = arith.constant dense<0.5> : tensor<2x3x1x1xf32>\n  %z = arith.constant 0.0 : f32\n'

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.data": names("numpy PIL sklearn .process .user_code"),
     "quantune.zoo": names("numpy torch rich safetensors .data .process .torchvision_compat"),
     "quantune.frontend": names(
-        "numpy torch safetensors torch_mlir mlir_passes mlir_passes.network .process .torchvision_compat"
+        "numpy onnx torch safetensors torch_mlir mlir_passes mlir_passes.network .process .torchvision_compat"
         " .user_code .zoo"
     ),
     "quantune.refine": names("numpy torch mlir_passes.network .numerics .quantization"),
