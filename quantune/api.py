@@ -165,8 +165,8 @@ def quantize(
         debugging=debugging,
         progress=progress,
     )
-    if progress is not None and config.bias != "none":
-        progress.on_stage("correcting biases")
+    if progress is not None and config.refinement:
+        progress.on_stage("correcting biases" if config.rounding == "nearest" else "choosing how weights are rounded")
     return builder.artifact(config)
 
 

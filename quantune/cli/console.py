@@ -104,14 +104,14 @@ class SearchDisplay:
         self._stage: TaskID | None = None
         self._search: TaskID | None = None
         self._training: tuple[TaskID, float, float] | None = None
-        self._start = time.monotonic()
+        self._start = self._stage_start = time.monotonic()
         self.progress = api.Progress(
             self._on_stage,
             self._on_part,
             self._on_event,
             self._on_training,
             on_screening=self._on_part,
-            on_refining=self._on_part,
+            on_refining=self._on_refining,
         )
 
     def finish(self) -> None:
@@ -126,11 +126,18 @@ class SearchDisplay:
 
     def _on_stage(self, text: str) -> None:
         self.finish()
+        self._stage_start = time.monotonic()
         self._stage = self._add(text, total=1, note="") if text != "searching" else None
 
     def _on_part(self, done: int, total: int) -> None:
         if self._stage is not None:
             self._bar.update(self._stage, completed=done, total=total)
+
+    def _on_refining(self, done: int, total: int) -> None:
+        self._on_part(done, total)
+        if self._stage is not None and 0 < done <= total:
+            left = (time.monotonic() - self._stage_start) / done * (total - done)
+            self._bar.update(self._stage, note=f"{_duration(left)} left" if done < total else "")
 
     def _on_training(self, done: float, text: str) -> None:
         now = time.monotonic()

@@ -20,6 +20,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "precision": PRECISIONS.keys(),
     "weight_clip": RULES,
     "bias": ("none", "fast", "sequential"),
+    "rounding": ("nearest", "adaround", "brecq"),
 }
 
 
@@ -35,6 +36,7 @@ class QuantConfig:
     bits: how wide the integers of each layer are (see bits.py); a line without it means eight bits everywhere.
     weight_clip: how a weight's range is cut (see quantune.numerics.weight_ranges).
     bias: how biases are corrected for the means that quantization moves (see quantune.refine.bias).
+    rounding: which way weights are rounded (see quantune.refine.rounding).
     Of bits and the fields behind it a line names only what is not the default.
     """
 
@@ -46,6 +48,7 @@ class QuantConfig:
     bits: BitWidths = UNIFORM_8
     weight_clip: str = "max"
     bias: str = "none"
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if not isinstance(self.calib, int) or isinstance(self.calib, bool) or self.calib < 1:
@@ -61,6 +64,17 @@ class QuantConfig:
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
         return PRECISIONS[self.precision].is_float
+
+    @property
+    def refinement(self) -> str:
+        """What finds other weights or biases than the network's own, in a word; empty for nothing."""
+        rounding = () if self.rounding == "nearest" else (self.rounding,)
+        return "+".join((*rounding, *(() if self.bias == "none" else (self.bias,))))
+
+    @property
+    def unrefined(self) -> QuantConfig:
+        """The same with the network's own weights and biases."""
+        return replace(self, bias="none", rounding="nearest")
 
     @classmethod
     def parse(cls, line: str) -> QuantConfig:

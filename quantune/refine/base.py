@@ -7,7 +7,7 @@ again on another.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ from quantune.quantization.plan import QuantizationPlan
 MEMORY_BYTES = 1 << 28
 """Bound of one layer's sums for all images; what is held besides is smaller."""
 FEWEST_IMAGES, MOST_IMAGES = 16, 128
+ROUNDING_BYTES = 1 << 30
+"""Bound of what the search for roundings holds of all images."""
+MOST_IN_ROUNDING = 1024
 AT_ONCE = 16
 """Images that are looked at together."""
 
@@ -47,15 +50,44 @@ class Images(Protocol):
         ...
 
 
+class Store(Protocol):
+    """Where a refiner keeps what is finished, so that one that is broken off goes on there."""
+
+    def read(self, part: str) -> dict[str, Constant] | None:
+        """What was kept of a part of the network."""
+        ...
+
+    def write(self, part: str, found: Mapping[str, Constant]) -> None:
+        """Keep it."""
+        ...
+
+
+class Nothing:
+    """A store that keeps nothing."""
+
+    def read(self, part: str) -> dict[str, Constant] | None:
+        """None."""
+
+    def write(self, part: str, found: Mapping[str, Constant]) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a refiner is given. count: of the images it is to use. means: of the f32 network, on these images."""
+    """What a refiner is given.
+
+    count: of the images it is to use. means: of the f32 network, on these images; a refiner of roundings does without.
+    on_layer: hears how far it is. bias: how biases are corrected, for a refiner that goes through the network anyway.
+    store: keeps parts.
+    """
 
     subject: Images
     plan: QuantizationPlan
     count: int
     means: Means
     on_layer: Hook = lambda done, total: None
+    bias: str = "none"
+    store: Store = field(default_factory=lambda: Nothing())
 
 
 class Refiner(Protocol):
@@ -64,6 +96,28 @@ class Refiner(Protocol):
     def __call__(self, task: Task) -> dict[str, Constant]:
         """Constants of integer layers, on the grid of the plan."""
         ...
+
+
+def images_for_rounding(network: Network) -> int:
+    """How many images the search for roundings uses: as many as fit into ROUNDING_BYTES, within bounds."""
+    return min(max(ROUNDING_BYTES // bytes_of_walks(network), FEWEST_IMAGES), MOST_IN_ROUNDING)
+
+
+def bytes_of_walks(network: Network) -> int:
+    """What walks through the f32 and the quantized network hold of an image at most.
+
+    That is each tensor which is still to be read, in f32 and quantized, and a layer's sums twice.
+    """
+    last_reader = {name: i for i, node in enumerate(network.nodes) for name in node.inputs}
+    alive, most = 0, 1
+    ends: dict[int, int] = {}
+    for i, node in enumerate(network.nodes):
+        size = int(np.prod(node.shape[1:]))
+        alive += size
+        most = max(most, (4 + 1) * alive + 8 * size)
+        ends[last_reader.get(node.name, i)] = ends.get(last_reader.get(node.name, i), 0) + size
+        alive -= ends.get(i, 0)
+    return most
 
 
 def images_for(network: Network) -> int:

@@ -12,16 +12,19 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlir_passes.network import INPUT, Network, Node
+from mlir_passes.network import INPUT, Node
 from quantune.numerics import affine, simulate
 from quantune.numerics.affine import QuantParams
 from quantune.numerics.ops import Tensor, room_of
+from quantune.quantization.constants import Constant, Constants
 from quantune.quantization.plan import QuantizationPlan, observed
+from quantune.refine import forward
 from quantune.refine.base import AT_ONCE, Images
 
 if TYPE_CHECKING:
@@ -43,34 +46,95 @@ def workers() -> Iterator[Executor]:
         yield pool
 
 
-def run(subject: Images, plan: QuantizationPlan, count: int, adjust: Adjust) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the quantized network in execution order, [count, ...], integers where the plan has them.
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The same for this thread, as long as the context lasts."""
+    import torch
 
-    adjust: is asked for the bias of each integer layer once the layer's sums are known.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Walk:
+    """The quantized network, one step of its schedule after the other; a tensor is dropped behind its last reader.
+
+    order: what is computed, see ``simulate.schedule``. alive: the tensors that a later step reads, [count, ...],
+    integers where the plan has them. means: of each layer in f32 so far, see ``Means``.
     """
-    network, activations = subject.network, plan.activations
-    order = simulate.schedule(network, activations, plan.weights)
-    taken = _taken(subject, order, activations, count)
-    last_reader = {name: result.name for node, result in order for name in node.inputs}
-    alive: dict[str, Tensor] = {}
+
+    def __init__(self, subject: Images, plan: QuantizationPlan, count: int, pool: Executor) -> None:
+        self.order = simulate.schedule(subject.network, plan.activations, plan.weights)
+        self.alive: dict[str, Tensor] = {}
+        self.means: dict[str, NDArray[np.float64]] = {}
+        self._subject, self._plan, self._count, self._pool = subject, plan, count, pool
+        self._taken = _taken(subject, self.order, plan.activations, count)
+        self._last_reader = {name: result.name for node, result in self.order for name in node.inputs}
+        self._ahead = iter(self.order)
+        self._batch = subject.network.inputs[0].shape[0]
+
+    def until(self, name: str) -> Tensor | None:
+        """Go on until a tensor is computed; None where it cannot be."""
+        for node, result in self._ahead:
+            value = self._step(node, result, None, {})
+            if result.name == name:
+                return value
+        raise ValueError(f"the network computes no '{name}' from here on")
+
+    def next(self, adjust: Adjust | None = None, constants: Constants | None = None) -> Tensor | None:
+        """The next tensor; None where it cannot be computed.
+
+        adjust: is asked for the bias of an integer layer once its sums are known; without it the layer keeps the one it
+        has. constants: what layers get in place of what the plan has.
+        """
+        node, result = next(self._ahead)
+        return self._step(node, result, adjust, constants or {})
+
+    def _step(self, node: Node, result: Node, adjust: Adjust | None, constants: Constants) -> Tensor | None:
+        plan, params = self._plan, self._plan.activations.get(result.name)
+        constant = replace(plan.constants.get(node.name, Constant()), **constants.get(node.name, Constant()).parts)
+        if node.kind == INPUT:
+            value: Tensor = self._subject.images(self._count)
+        elif result.name in self._taken:
+            value = self._taken.pop(result.name)
+        elif any(name not in self.alive for name in node.inputs):
+            return None
+        elif node.traits.weighted and node.name in plan.weights:
+            value = _layer(node, result, self.alive[node.inputs[0]], plan, constant, adjust, self._pool)
+        elif node.traits.weighted:
+            value = self._real(node, self.alive[node.inputs[0]])
+        else:
+            inputs = [self.alive[name] for name in node.inputs]
+            value = _other(node, result, inputs, plan, self._batch, self._pool)
+        value = _quantized(value, params)
+        self.alive[result.name] = value
+        for name in (*node.inputs, result.name):
+            if self._last_reader.get(name, result.name) == result.name:
+                self.alive.pop(name, None)
+        return value
+
+    def _real(self, node: Node, x: Tensor) -> Tensor:
+        params = self._plan.activations.get(node.inputs[0])
+        real = x if params is None else affine.dequantize(x, params)  # type: ignore[arg-type]
+        parts = list(self._pool.map(functools.partial(_real, node), _parts(real)))
+        found = np.concatenate(parts)
+        self.means[node.name] = found.mean(axis=(0, *range(2, found.ndim)), dtype=np.float64)
+        return found
+
+
+def run(
+    subject: Images, plan: QuantizationPlan, count: int, adjust: Adjust | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the quantized network in execution order, see ``Walk``."""
     with workers() as pool:
-        for node, result in order:
-            if node.kind == INPUT:
-                value: Tensor = subject.images(count)
-            elif result.name in taken:
-                value = taken.pop(result.name)
-            elif any(name not in alive for name in node.inputs):
-                continue
-            elif node.traits.weighted:
-                value = _layer(node, result, alive[node.inputs[0]], plan, adjust, pool)
-            else:
-                value = _other(network, node, result, [alive[name] for name in node.inputs], plan)
-            value = _quantized(value, activations.get(result.name))
-            alive[result.name] = value
-            yield result.name, value
-            for name in (*node.inputs, result.name):
-                if last_reader.get(name, result.name) == result.name:
-                    alive.pop(name, None)
+        walk = Walk(subject, plan, count, pool)
+        for _, result in walk.order:
+            value = walk.next(adjust)
+            if value is not None:
+                yield result.name, value
 
 
 def own_bias(node: Node, mean: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -104,28 +168,44 @@ def _taken(
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _other(network: Network, node: Node, result: Node, inputs: list[Tensor], plan: QuantizationPlan) -> Tensor:
-    """Any operation but a layer, a batch of the network's size at a time."""
-    size, count = network.inputs[0].shape[0], len(inputs[0])
-    parts = []
-    for first in range(0, count, size):
-        batch = [simulate.full_batch(x[first : first + size], size) for x in inputs]
-        made = simulate.compute(node, result, plan.activations, plan.weights, batch, shifts=plan.shifts)
-        parts.append(made[: count - first])
-    return np.concatenate(parts)
+def _other(
+    node: Node, result: Node, inputs: list[Tensor], plan: QuantizationPlan, batch: int, pool: Executor
+) -> Tensor:
+    """Any operation but a layer, some images at a time; as many as a batch has where it may look across images."""
+    apart, count = forward.computes(node), len(inputs[0])
+    size = AT_ONCE if apart else batch
+
+    def part(first: int) -> Tensor:
+        images = [x[first : first + size] for x in inputs]
+        if apart:
+            resized = replace(node, shape=(len(images[0]), *node.shape[1:]))
+            return simulate.compute(resized, result, plan.activations, plan.weights, images, shifts=plan.shifts)
+        full = [simulate.full_batch(x, size) for x in images]
+        made = simulate.compute(node, result, plan.activations, plan.weights, full, shifts=plan.shifts)
+        return made[: count - first]
+
+    return np.concatenate(list(pool.map(part, range(0, count, size))))
 
 
-def _layer(node: Node, result: Node, x: Tensor, plan: QuantizationPlan, adjust: Adjust, pool: Executor) -> Tensor:
-    if node.name not in plan.weights:
-        params = plan.activations.get(node.inputs[0])
-        real = x if params is None else affine.dequantize(x, params)  # type: ignore[arg-type]
-        return np.concatenate(list(pool.map(functools.partial(_real, node), _parts(real))))
+def _layer(
+    node: Node,
+    result: Node,
+    x: Tensor,
+    plan: QuantizationPlan,
+    constant: Constant,
+    adjust: Adjust | None,
+    pool: Executor,
+) -> Tensor:
     s_x, s_w, target = plan.activations[node.inputs[0]], plan.weights[node.name], plan.activations.get(result.name)
-    weight = integers(node, plan)
+    weight = integers(node, plan, constant)
     parts = list(pool.map(lambda part: sums(node, _centred(part, s_x), weight), _parts(x)))
     mean = np.sum(list(pool.map(_total, parts)), axis=0) / (len(x) * parts[0][0, 0].numel())
     step = step_of(node, plan)
-    bias = affine.quantize_bias(adjust(node, mean, step), s_x.scale, np.broadcast_to(s_w.scale, step.shape))
+    own = node.bias if constant.bias is None else constant.bias
+    assert own is not None
+    bias = affine.quantize_bias(
+        own if adjust is None else adjust(node, mean, step), s_x.scale, np.broadcast_to(s_w.scale, step.shape)
+    )
     m = affine.multiplier(s_x.scale, np.broadcast_to(s_w.scale, step.shape), 1.0 if target is None else target.scale)
     limits = None if target is None else simulate.bounds(result, target)
 
@@ -152,10 +232,12 @@ def step_of(node: Node, plan: QuantizationPlan) -> NDArray[np.float64]:
     return scale * float(plan.activations[node.inputs[0]].scale)
 
 
-def integers(node: Node, plan: QuantizationPlan) -> NDArray[np.float32]:
-    """A layer's integer weight, as f32."""
-    assert node.weight is not None
-    return affine.quantize(node.weight, plan.weights[node.name]).astype(np.float32)
+def integers(node: Node, plan: QuantizationPlan, constant: Constant | None = None) -> NDArray[np.float32]:
+    """A layer's integer weight, as f32: of the constant, or of the plan's, or of the network's own."""
+    given = constant or plan.constants.get(node.name, Constant())
+    weight = node.weight if given.weight is None else given.weight
+    assert weight is not None
+    return affine.quantize(weight, plan.weights[node.name]).astype(np.float32)
 
 
 def mean_sums(node: Node, x: Tensor, plan: QuantizationPlan) -> NDArray[np.float64]:
@@ -175,18 +257,10 @@ def mean_outputs(node: Node, x: NDArray[np.float32]) -> NDArray[np.float64]:
 def sums(node: Node, x: torch.Tensor, weight: NDArray[np.float32] | None) -> torch.Tensor:
     """Convolution or matrix product without bias, f32."""
     import torch
-    from torch.nn import functional
 
     assert weight is not None
-    kernel = torch.from_numpy(np.ascontiguousarray(weight))
     with torch.no_grad():
-        if weight.ndim == 2:
-            return functional.linear(x, kernel)
-        top, left, bottom, right = node.pads
-        if any(node.pads):
-            x = functional.pad(x, (left, right, top, bottom))
-        found = functional.conv2d(x, kernel, stride=node.strides, dilation=node.dilations, groups=node.groups)
-        return found[:, :, : node.shape[2], : node.shape[3]]
+        return forward.product(node, x, torch.from_numpy(np.ascontiguousarray(weight)))
 
 
 def _centred(x: Tensor, params: QuantParams) -> torch.Tensor:

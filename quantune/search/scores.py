@@ -174,7 +174,7 @@ def complexity(config: QuantConfig) -> tuple[int, ...]:
         CLIPS[config.clip].simplicity,
         SCHEMES[config.scheme].simplicity,
         config.calib,
-        *(tuple(CHOICES[name]).index(getattr(config, name)) for name in ("weight_clip", "bias")),
+        *(tuple(CHOICES[name]).index(getattr(config, name)) for name in ("weight_clip", "bias", "rounding")),
     )
 
 

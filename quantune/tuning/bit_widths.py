@@ -43,15 +43,15 @@ CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)
 class Allocator:
     """Scores and allocates for one model; the scores of a scorer are computed once.
 
-    choices: what each layer may have. config: the other settings under which the widths are compared, but for bias
-    correction: a corrected bias depends on the widths of the layers before it, and here each layer is judged alone.
+    choices: what each layer may have. config: the other settings under which the widths are compared, but for
+    refinement: a corrected bias depends on the widths of the layers before it, and here each layer is judged alone.
     """
 
     def __init__(
         self, builder: Builder, *, choices: Sequence[LayerBits] = CHOICES, config: QuantConfig | None = None
     ) -> None:
         self.builder, self.choices = builder, tuple(choices)
-        self.config = replace(config or QuantConfig(), bias="none")
+        self.config = (config or QuantConfig()).unrefined
         self._scores: dict[Scorer, Scores | Interactions] = {}
 
     @property

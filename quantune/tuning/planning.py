@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 
 from quantune.cache import ArtifactCache, content_key
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import KnownWeights, QuantizationPlan, Ranges, make_plan
-from quantune.refine.base import images_for
 from quantune.tuning.calibrating import Calibration
 from quantune.tuning.recent import Recent
 from quantune.tuning.refining import Refining
@@ -39,20 +37,20 @@ class Plans:
         """The numbers of a configuration before any refinement; None for a float one."""
         if config.is_float:
             return None
-        config = replace(config, bias="none")
+        config = config.unrefined
         return self._scales.get(config, lambda: self._plan(config))
 
     def plan(self, config: QuantConfig) -> QuantizationPlan | None:
         """The numbers of a configuration, what refines them included; None for a float one."""
         scales = self.scales(config)
-        if scales is None or config.bias == "none":
+        if scales is None or not config.refinement:
             return scales
-        return self._refined.get(config, lambda: self._refining.refined(scales, config.bias))
+        return self._refined.get(config, lambda: self._refining.refined(scales, config))
 
     def identity(self, config: QuantConfig) -> str:
         """A hash that is equal for configurations of one program and one set of numbers; nothing is built for it."""
         if config not in self._identities:
-            plan, refined = self.scales(config), () if config.bias == "none" else (config.bias,)
+            plan, refined = self.scales(config), filter(None, (config.refinement,))
             self._identities[config] = content_key(config.precision, "" if plan is None else plan.digest(), *refined)
         return self._identities[config]
 
@@ -66,6 +64,4 @@ class Plans:
 
     @cached_property
     def _refining(self) -> Refining:
-        seen = self.calibration.first(images_for(self.calibration.network))
-        content = self.calibration.model.bytecode, seen.fingerprint
-        return Refining(self.calibration, self._cache, content, len(seen), self._on_refining)
+        return Refining(self.calibration, self._cache, self._on_refining)

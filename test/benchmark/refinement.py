@@ -1,7 +1,11 @@
 """Accuracy of single configurations without a search, against f32, and what their numbers cost in seconds.
 
-  python test/benchmark/refinement.py [MODEL] [--calib DATA] [--eval DATA] [--config LINE …]
+  python test/benchmark/refinement.py [MODEL …] [--calib DATA] [--eval DATA] [--config LINE …]
   python test/benchmark/refinement.py --times
+
+A table for each model, by default for each built-in one on shapes: eight, four and three bits for the weights, as they
+are, with corrected biases and with chosen roundings. Rows are told as they are measured, so that what is broken off has
+said something, and goes on from the cache.
 
 One row a configuration: its compiled program on all evaluation images, the difference to f32 with its paired 95 %
 interval, and the seconds in which its plan was found, refinement included, with statistics at hand. Nothing is compiled
@@ -15,6 +19,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 from rich.console import Console
@@ -31,15 +36,23 @@ from quantune.search.scores import accuracy_difference
 from quantune.tuning.builder import Builder
 from quantune.tuning.evaluator import Evaluator
 
+MODELS = tuple(
+    f"builtin:{name}_shapes"
+    for name in ("squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v2", "resnet18", "googlenet", "resnet50")
+)
+_NARROW = ("", ",bias=sequential", ",bias=sequential,rounding=adaround", ",bias=sequential,rounding=brecq")
 LINES = (
-    "clip=max", "bias=fast", "bias=sequential", "clip=kl", "clip=kl,bias=sequential",
-    "bits=w4", "bits=w4,weight_clip=mse", "bits=w4,weight_clip=power", "bits=w4,weight_clip=mse,bias=sequential",
+    "clip=max", "bias=sequential", "clip=kl", "clip=kl,bias=sequential",
+    *(f"clip=kl,bits=w{bits},weight_clip=mse{rest}" for bits in (4, 3) for rest in _NARROW),
 )  # fmt: skip
 
 
-def measure(model: str, calib: str, evaluation: str, configs: list[QuantConfig], target: str) -> Table:
-    """A row for each configuration; they share images, statistics and programs."""
-    cache, table = ArtifactCache(), Table("configuration", "top-1 %", "points", "seconds", "MB", show_edge=False)
+def measure(
+    model: str, calib: str, evaluation: str, configs: list[QuantConfig], target: str, tell: Callable[[str], None]
+) -> Table:
+    """A row for each configuration; they share images, statistics and programs. tell: hears each row at once."""
+    cache = ArtifactCache()
+    table = Table("configuration", "top-1 %", "points", "seconds", "MB", title=model, show_edge=False)
     calibration, images = open_splits(calib, evaluation)
     options = ModelOptions() if model.startswith("builtin:") else ModelOptions(shape=images.source.shape)
     sizes = {config.calib for config in configs}
@@ -55,6 +68,7 @@ def measure(model: str, calib: str, evaluation: str, configs: list[QuantConfig],
             difference = str(accuracy_difference(score, base))
             row = (f"{score.accuracy:.2%}", difference, f"{seconds:.1f}", f"{score.size_bytes / 1e6:.2f}")
             table.add_row(line_of(config), *row)
+            tell(" ".join((model, line_of(config), *row)))
     return table
 
 
@@ -85,7 +99,7 @@ def times() -> Table:
 def main(argv: list[str] | None = None) -> int:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="builtin:squeezenet1_1_shapes")
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
     parser.add_argument("--calib", default="builtin:shapes?count=1000")
     parser.add_argument("--eval", default="builtin:shapes?count=10000")
     parser.add_argument("--config", nargs="+", default=LINES, metavar="LINE")
@@ -97,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     configs = [QuantConfig.parse(line) for line in arguments.config]
     console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(measure(arguments.model, arguments.calib, arguments.eval, configs, arguments.target))
+    tell = Console(stderr=True).print
+    for model in arguments.models:
+        console.print(measure(model, arguments.calib, arguments.eval, configs, arguments.target, tell))
     return 0
 
 

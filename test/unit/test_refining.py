@@ -22,7 +22,7 @@ from quantune.frontend.importer import import_module
 from quantune.numerics.simulate import simulate
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.constants import with_constants
-from quantune.refine import bias
+from quantune.refine import bias, rounding
 from quantune.refine.base import Task
 from quantune.runtime.program import Program
 from quantune.tuning import builder as builder_module
@@ -65,14 +65,27 @@ def _builder(model: ImportedModel, folder: Path, seed: int = 0) -> Builder:
     return Builder(model, Target("cpu"), calib=split, cache=ArtifactCache(folder), sizes=(5,))
 
 
-def test_the_program_is_the_same_and_answers_as_the_simulation_says(model: ImportedModel, folder: Path) -> None:
+ROUNDED = replace(PLAIN, rounding="brecq", bias="fast")
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "STEPS", 40)
+
+
+@pytest.mark.parametrize("config", [REFINED, ROUNDED], ids=["biases", "roundings"])
+def test_the_program_is_the_same_and_answers_as_the_simulation_says(
+    model: ImportedModel, folder: Path, config: QuantConfig
+) -> None:
     builder = _builder(model, folder)
-    plain, refined = builder.build(PLAIN), builder.build(REFINED)
+    plain, refined = builder.build(PLAIN), builder.build(config)
     assert plain.program.sha256 == refined.program.sha256
     assert plain.key != refined.key
-    plan = builder.plan(REFINED)
+    plan = builder.plan(config)
     assert plan is not None
     assert set(plan.constants) == {node.name for node in model.network.layers}
+    assert all(constant.bias is not None for constant in plan.constants.values())
+    assert any(constant.weight is not None for constant in plan.constants.values()) == (config is ROUNDED)
     x = Noise(3).images[:2]
     network = with_constants(model.network, plan.constants)
     expected = simulate(network, plan.activations, plan.weights, x)[network.outputs[0]]
@@ -105,12 +118,36 @@ def test_nothing_is_compiled_and_nothing_is_found_twice(
     def again(task: Task) -> dict:
         raise AssertionError("refined again")
 
-    monkeypatch.setitem(refining.REFINERS, "sequential", again)
+    monkeypatch.setitem(refining.BIASES, "sequential", again)
     kept = _builder(model, folder).plan(REFINED)
     assert kept is not None
     assert kept.digest() == known.digest()
     with pytest.raises(AssertionError, match="refined again"):
         _builder(model, folder, seed=1).plan(REFINED)  # other images, other numbers
+
+
+def test_a_refinement_that_was_killed_goes_on_where_it_was(
+    model: ImportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(PLAIN, rounding="adaround", bias="sequential")
+    whole = _builder(model, tmp_path / "whole").plan(config)
+    run, searched = rounding._Fit.run, []
+
+    def once(self: rounding._Fit, hear: Any) -> Any:
+        if searched:
+            raise KeyboardInterrupt
+        searched.append(self)
+        return run(self, hear)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounding._Fit, "run", once)
+        with pytest.raises(KeyboardInterrupt):
+            _builder(model, tmp_path / "killed").plan(config)
+        searched.clear()
+        resumed = _builder(model, tmp_path / "killed").plan(config)  # of two layers one is left
+    assert whole is not None
+    assert resumed is not None
+    assert resumed.digest() == whole.digest()
 
 
 def test_plans_refined_at_once_observe_the_network_once(
@@ -139,7 +176,7 @@ def test_plans_refined_at_once_observe_the_network_once(
 def test_configurations_are_told_apart_without_being_refined(
     model: ImportedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refining, "REFINERS", {})
+    monkeypatch.setattr(refining, "BIASES", {})
     builder = _builder(model, folder / "none")
     configs = [QuantConfig(calib=5, bias=how) for how in ("none", "fast", "sequential")]
     assert len({builder.identity(config) for config in configs}) == 3
