@@ -9,14 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from quantune.data.labels import Label, label_bytes
+from quantune.data.text import one_line, printable
 from quantune.errors import UsageError, hint
 
 Image = NDArray[np.float32]
-
-_WHOLE = ", expected a whole number"
-
-UNLABELLED = -1
-"""The label of an image that has none; good enough for calibration."""
 
 
 class ImageSource(ABC):
@@ -38,10 +35,10 @@ class ImageSource(ABC):
         """The number of images."""
 
     @abstractmethod
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         """Image ``index``, f32[c, h, w], and its label. Raises UsageError naming an item that cannot be used."""
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> Label:
         """The label of image ``index``, ``UNLABELLED`` if there is none."""
         return self[index][1]
 
@@ -61,7 +58,7 @@ class ImageSource(ABC):
         state = hashlib.sha256(f"{self.content} {self.shape} {self.recipe}".encode())
         for index in indices:
             state.update(self.digest(index))
-            state.update(str(whole_label(self.label(index), self.describe(index))).encode() + b";")
+            state.update(label_bytes(self.label(index), self.describe(index)))
         return state.hexdigest()
 
 
@@ -76,10 +73,10 @@ class Subset(ImageSource):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         return self._source[self._indices[index]]
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> Label:
         """The label of image ``index``."""
         return self._source.label(self._indices[index])
 
@@ -121,38 +118,6 @@ def checked_image(value: object, where: str, shape: tuple[int, int, int] | None 
     if not np.isfinite(image).all():
         raise UsageError(f"{where}: {np.count_nonzero(~np.isfinite(image))} of {image.size} values are NaN or infinite")
     return image
-
-
-def whole_label(value: object, where: str) -> int:
-    """``value`` as a class number: an integer or a boolean of Python, numpy or torch, or an array of just one.
-
-    Floats are refused, 3.0 too: they are what a regression is trained on. Raises UsageError opening with ``where``.
-    """
-    if type(value) is int:
-        number = value
-    else:
-        try:
-            array = np.asarray(value)
-        except Exception as error:
-            raise UsageError(f"{where}: label of type {type(value).__name__} ({one_line(error)}){_WHOLE}") from error
-        if array.size != 1 or array.dtype.kind not in "biu":
-            raise UsageError(f"{where}: label {one_line(repr(value))[:60]}{_WHOLE}")
-        number = int(array.reshape(())[()])
-    if not -(1 << 63) <= number < 1 << 63:
-        raise UsageError(f"{where}: label {number:.3g}{_WHOLE} that fits 64 bits")
-    return number
-
-
-def one_line(text: object) -> str:
-    """What an error or another object says, in one line that any terminal can show."""
-    return printable(" ".join(str(text).split()))
-
-
-def printable(text: str) -> str:
-    """``text`` with escapes for what would break a line or cannot be encoded (controls, halves of surrogate pairs)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def options_of(given: Mapping[str, str], allowed: Sequence[str], where: str) -> dict[str, str]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from quantune.data import shapes
-from quantune.data.base import Image, ImageSource, hashed_order, options_of, printable, whole_number
+from quantune.data.base import Image, ImageSource, hashed_order, options_of, whole_number
+from quantune.data.labels import Label
+from quantune.data.text import printable
 from quantune.errors import UsageError, hint
 
 _MOST_SHAPES = 1_000_000
@@ -31,7 +33,7 @@ class Shapes(ImageSource):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         if not 0 <= index < self._count:
             raise IndexError(index)
         return shapes.image(self._split, index)
@@ -69,7 +71,7 @@ class Digits(ImageSource):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         weights = _bilinear(8, _DIGITS_SIZE)  # eighths, and the pixels are sixteenths: exact in f32
         return np.repeat((weights @ self._images[index] @ weights.T)[None], 3, axis=0), int(self._labels[index])
 

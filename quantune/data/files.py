@@ -6,22 +6,15 @@ import hashlib
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantune.data.base import (
-    UNLABELLED,
-    Image,
-    ImageSource,
-    checked_image,
-    one_line,
-    options_of,
-    printable,
-    whole_number,
-)
+from quantune.data.base import Image, ImageSource, checked_image, options_of, whole_number
+from quantune.data.labels import UNLABELLED, Label, any_label
+from quantune.data.text import one_line, printable
 from quantune.errors import UsageError, hint
 
 if TYPE_CHECKING:
@@ -36,7 +29,9 @@ _PREPROCESSING = {
     "mean": "0.485,0.456,0.406",
     "std": "0.229,0.224,0.225",
     "interpolation": "bilinear",
+    "color": "rgb",
 }
+_COLORS = {"rgb": 3, "grey": 1}
 
 
 class ImageFolder(ImageSource):
@@ -44,19 +39,28 @@ class ImageFolder(ImageSource):
 
     The shorter side is resized, the centre cropped, and (x / 255 - mean) / std taken, as torchvision's presets for
     classification do (whose numbers are the defaults). Grey, palette, alpha, 16 bit and rotated (EXIF) files become
-    upright RGB. A folder that holds images directly is accepted for calibration: its images have no label.
+    upright RGB, or grey with ``color=grey``. ``resize=HxW`` takes both sides, ``crop=HxW`` a rectangle. The images of a
+    folder that holds them directly have no label, or with ``masks=DIR`` the mask of the same name there, as the numbers
+    that stand in its pixels, resized by its nearest ones.
     """
 
     content = "file"
 
     def __init__(self, folder: Path, options: Mapping[str, str], role: str) -> None:
         self.name = printable(f"imagefolder:{folder}")
-        given = _PREPROCESSING | options_of(options, tuple(_PREPROCESSING), self.name)
-        self._resize = whole_number(given["resize"], f"{self.name}: resize")
-        self._crop = whole_number(given["crop"], f"{self.name}: crop")
-        if self._crop > self._resize:
-            raise UsageError(f"{self.name}: crop={self._crop} is larger than resize={self._resize}")
+        given = _PREPROCESSING | options_of(options, (*_PREPROCESSING, "masks"), self.name)
+        self._resize, self._crop = (_sides(given[key], f"{self.name}: {key}") for key in ("resize", "crop"))
+        if any(crop > side for crop, side in zip(_both(self._crop), _both(self._resize), strict=True)):
+            raise UsageError(f"{self.name}: crop={given['crop']} is larger than resize={given['resize']}")
+        if given["color"] not in _COLORS:
+            known = hint(given["color"], _COLORS)
+            raise UsageError(f"{self.name}: color={printable(given['color'])}: expected {', '.join(_COLORS)}{known}")
+        self._channels = _COLORS[given["color"]]
         self._mean, self._std = (_channels(given[key], f"{self.name}: {key}") for key in ("mean", "std"))
+        if self._channels == 1 and (len(self._mean), len(self._std)) != (1, 1):
+            if "mean" in options or "std" in options:
+                raise UsageError(f"{self.name}: mean and std of grey images are one number each, such as 0.5")
+            self._mean, self._std = np.full(1, self._mean.mean()), np.full(1, self._std.mean())
         if not np.all(self._std > 0):
             raise UsageError(f"{self.name}: std={given['std']}: expected numbers above 0")
         self._interpolation = given["interpolation"]
@@ -68,22 +72,27 @@ class ImageFolder(ImageSource):
             )
         _require_pillow()
         self.recipe = " ".join(f"{key}={given[key]}" for key in _PREPROCESSING)
-        self.shape = (3, self._crop, self._crop)
+        self.shape = (self._channels, *_both(self._crop))
         self._files, self._labels, self.class_names = _scan(folder, self.name, role)
+        self._masks = _masks(Path(given["masks"]), self._files, self.name) if "masks" in given else None
+        if self._masks is not None and self.class_names:
+            raise UsageError(f"{self.name}: has class folders and masks; expected images alone beside masks")
         self.classes = len(self.class_names) or None
         self._digests: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         pixels = self._read(index)
         image = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._std
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), self._labels[index]
+        return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), self.label(index)
 
-    def label(self, index: int) -> int:
-        """The number of the class folder."""
-        return self._labels[index]
+    def label(self, index: int) -> Label:
+        """The number of the class folder, or the mask i64[h, w]."""
+        if self._masks is None:
+            return self._labels[index]
+        return self._shaped(self._masks[index], _plain, "nearest").astype(np.int64)
 
     def describe(self, index: int) -> str:
         """The file's path."""
@@ -100,41 +109,52 @@ class ImageFolder(ImageSource):
             raise UsageError(f"{self.describe(index)}: cannot be read ({error.strerror})") from error
 
     def _read(self, index: int) -> np.ndarray:
-        """The resized and cropped u8[crop, crop, 3]."""
+        """The resized and cropped u8[h, w, channels]."""
+        if self._channels == 1:
+            return self._shaped(self._files[index], _grey, self._interpolation)[..., None]
+        return self._shaped(self._files[index], _rgb, self._interpolation)
+
+    def _shaped(self, file: Path, convert: Callable[[PillowImage], PillowImage], interpolation: str) -> np.ndarray:
+        """A file's pixels, converted, resized and cropped: [h, w, ...]."""
         from PIL import Image as Pillow
         from PIL import ImageOps
 
         try:
             # What Pillow warns of (a damaged EXIF record, many pixels) is an error below, or does not touch the pixels.
-            with warnings.catch_warnings(action="ignore"), Pillow.open(self._files[index]) as opened:
+            with warnings.catch_warnings(action="ignore"), Pillow.open(file) as opened:
                 _check_pixels(opened.size)  # before they are decoded
-                image = _rgb(ImageOps.exif_transpose(opened))
+                image = convert(ImageOps.exif_transpose(opened))
                 width, height = image.size
-                short = min(width, height)
-                size = (self._resize * width // short, self._resize * height // short)
+                if isinstance(self._resize, tuple):
+                    size = self._resize[1], self._resize[0]
+                else:
+                    short = min(width, height)
+                    size = (self._resize * width // short, self._resize * height // short)
                 _check_pixels(size, f"{width}x{height} resized to ")
-                image = image.resize(size, Pillow.Resampling[self._interpolation.upper()])
+                image = image.resize(size, Pillow.Resampling[interpolation.upper()])
         except Exception as error:  # Pillow's decoders raise anything on damaged files
             reason = one_line(error) or type(error).__name__
-            raise UsageError(f"{self.describe(index)}: not a readable image ({reason}); repair or remove it") from error
-        left, top = (round((side - self._crop) / 2) for side in size)
-        return np.asarray(image.crop((left, top, left + self._crop, top + self._crop)))
+            raise UsageError(f"{printable(str(file))}: not a readable image ({reason}); repair or remove it") from error
+        high, wide = _both(self._crop)
+        left, top = round((size[0] - wide) / 2), round((size[1] - high) / 2)
+        return np.asarray(image.crop((left, top, left + wide, top + high)))
 
 
 class Npz(ImageSource):
-    """``npz:FILE``: ``images`` f32 or u8 [n, c, h, w] (u8 is scaled by 1/255) and integer ``labels`` [n].
+    """``npz:FILE``: ``images`` f32 or u8 [n, c, h, w] or [n, h, w, c] (u8 is scaled by 1/255) and ``labels`` [n, ...].
 
-    Labels may be absent for calibration. The archive is read at once; nothing in it is unpickled.
+    Images are taken to be [n, h, w, c] where only their last axis has 1 or 3 entries. Labels are class numbers, or
+    arrays of numbers; they may be absent. The archive is read at once; nothing in it is unpickled.
     """
 
     def __init__(self, file: Path, options: Mapping[str, str], role: str) -> None:
         self.name = printable(f"npz:{file}")
         options_of(options, (), self.name)
         arrays, found = _load(file, self.name)
-        wanted = ("images", "labels") if role == "evaluation" else ("images",)
-        for key in wanted:
-            if key not in arrays:
-                raise UsageError(f"{self.name}: no array '{key}', expected images and labels, found {found}")
+        if "images" not in arrays:
+            raise UsageError(f"{self.name}: no array 'images', expected images and labels, found {found}")
+        if role == "evaluation" and "labels" not in arrays and found != "images":
+            raise UsageError(f"{self.name}: no array 'labels', expected images and labels, found {found}")
         images = arrays["images"]
         if images.ndim != 4 or 0 in images.shape[1:]:
             raise UsageError(f"{self.name}: images of shape {images.shape}, expected [n, channels, height, width]")
@@ -143,9 +163,11 @@ class Npz(ImageSource):
         if len(images) == 0:
             raise UsageError(f"{self.name}: no images")
         labels = arrays.get("labels", np.full(len(images), UNLABELLED))
-        if labels.shape != (len(images),) or labels.dtype.kind not in "biu":
+        if labels.shape[:1] != (len(images),) or labels.dtype.kind not in "biuf":
             wrong = f"labels of shape {labels.shape} and type {labels.dtype}"
-            raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}] whole numbers (an integer type)")
+            raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}, ...] numbers")
+        if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            images = images.transpose(0, 3, 1, 2)
         self._images, self._labels = images, labels
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
         self.classes = None
@@ -153,12 +175,12 @@ class Npz(ImageSource):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
         return checked_image(self._images[index], self.describe(index)), self.label(index)
 
-    def label(self, index: int) -> int:
+    def label(self, index: int) -> Label:
         """The label beside the image."""
-        return int(self._labels[index])
+        return any_label(self._labels[index], self.describe(index))
 
 
 def _scan(folder: Path, name: str, role: str) -> tuple[list[Path], list[int], list[str]]:
@@ -177,17 +199,50 @@ def _scan(folder: Path, name: str, role: str) -> tuple[list[Path], list[int], li
     except OSError as error:
         where = printable(str(error.filename or folder))
         raise UsageError(f"{name}: {where} cannot be read ({error.strerror or one_line(error)})") from error
-    if not groups and role == "calibration" and direct:
+    if not groups and direct:
         return direct, [UNLABELLED] * len(direct), []
     if not groups:
-        found = f"{len(direct)} images but no sub-folders" if direct else "no images"
-        raise UsageError(f"{name}: {found}; expected one sub-folder of images for each class")
+        raise UsageError(f"{name}: no images; expected one sub-folder of images for each class")
     for group, files in zip(groups, members, strict=True):
         if not files:
             where, expected = printable(str(group)), ", ".join(sorted(SUFFIXES))
             raise UsageError(f"{where}: no images in this class folder; expected {expected} files")
     labels = [label for label, files in enumerate(members) for _ in files]
     return [file for files in members for file in files], labels, [printable(group.name) for group in groups]
+
+
+def _masks(folder: Path, files: list[Path], name: str) -> list[Path]:
+    """The mask of each image: the file of the same name, whatever its suffix."""
+    try:
+        known = {
+            entry.stem: entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file()
+        }
+    except OSError as error:
+        where = printable(str(folder))
+        raise UsageError(f"{name}: masks={where} cannot be read ({error.strerror or one_line(error)})") from error
+    for file in files:
+        if file.stem not in known:
+            raise UsageError(f"{printable(str(file))}: no mask of this name in {printable(str(folder))}")
+    return [known[file.stem] for file in files]
+
+
+def _plain(image: PillowImage) -> PillowImage:
+    """A mask, whose pixels are numbers: grey or palette ones as they are; another one has none."""
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise ValueError(f"a mask of mode {image.mode}, expected one number a pixel")
+    return image
+
+
+def _sides(text: str, what: str) -> int | tuple[int, int]:
+    """A number of pixels, or HxW."""
+    if "x" not in text:
+        return whole_number(text, what)
+    height, _, width = text.partition("x")
+    return whole_number(height, what), whole_number(width, what)
+
+
+def _both(sides: int | tuple[int, int]) -> tuple[int, int]:
+    return sides if isinstance(sides, tuple) else (sides, sides)
 
 
 def _check_pixels(size: tuple[int, int], what: str = "") -> None:
@@ -207,6 +262,10 @@ def _rgb(image: PillowImage) -> PillowImage:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # else Pillow warns
     return image.convert("RGB")
+
+
+def _grey(image: PillowImage) -> PillowImage:
+    return _rgb(image).convert("L")
 
 
 def _channels(text: str, what: str) -> Image:

@@ -13,29 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from quantune.data.base import (
-    Image,
-    ImageSource,
-    Subset,
-    checked_image,
-    hashed_order,
-    one_line,
-    options_of,
-    printable,
-    whole_label,
-    whole_number,
-)
+from quantune.data.base import ImageSource, Subset, hashed_order, options_of, whole_number
 from quantune.data.builtin import open_builtin
 from quantune.data.files import ImageFolder, Npz
+from quantune.data.items import Items
+from quantune.data.text import one_line, printable
 from quantune.errors import UsageError, hint
 from quantune.user_code import call_factory
 
 ROLES = ("calibration", "evaluation")
-MOST_ITEMS = 20_000_000
-"""More than the largest public sets of images; a length beyond is a mistake, and drawing from it would not end."""
-
 _EXPECTED = "expected builtin:shapes, builtin:digits, imagefolder:DIR, npz:FILE or PACKAGE.MODULE:FACTORY"
 
 
@@ -139,64 +126,11 @@ def open_source(reference: str, role: str) -> ImageSource:
     return Reference.parse(reference).open(role)
 
 
-class Items(ImageSource):
-    """A user's own sequence of (image, label) pairs, checked item by item; ``name`` is what messages call it."""
-
-    def __init__(self, made: object, name: str) -> None:
-        self.name = name
-        if not hasattr(type(made), "__len__") or not hasattr(type(made), "__getitem__"):
-            raise UsageError(f"{name}: got {type(made).__name__}, expected a sequence of (image, label) pairs")
-        self._items: Any = made
-        try:
-            self._count = len(self._items)
-        except Exception as error:
-            raise UsageError(f"{name}: its length raised {type(error).__name__}: {one_line(error)}") from error
-        if self._count == 0:
-            raise UsageError(f"{name}: got no images")
-        if self._count > MOST_ITEMS:
-            raise UsageError(f"{name}: {self._count} images, expected {MOST_ITEMS} or fewer")
-        self.classes = _classes_of(made)
-        image = self._item(0, None)[0]
-        self.shape = (image.shape[0], image.shape[1], image.shape[2])
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._item(index, self.shape)
-
-    def _item(self, index: int, shape: tuple[int, int, int] | None) -> tuple[Image, int]:
-        where = self.describe(index)
-        try:
-            image, label = self._items[index]
-        except Exception as error:
-            raise UsageError(f"{where}: {type(error).__name__}: {one_line(error)}; expected (image, label)") from error
-        return checked_image(image, where, shape), whole_label(label, where)
-
-
-def _classes_of(made: object) -> int | None:
-    """The attribute ``classes`` where it is a usable number."""
-    try:
-        classes = getattr(made, "classes", None)
-    except Exception:  # a property of the user's that fails says as little as none
-        return None
-    return classes if isinstance(classes, int) and not isinstance(classes, bool) and classes > 0 else None
-
-
-class Factory(Items):
-    """``PACKAGE.MODULE:FACTORY``: what a user's function returns."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(call_factory(target, SOURCES), target)
-
-
 def _open(reference: Reference, options: dict[str, str], role: str) -> ImageSource:
     if reference.kind in SOURCES:
         return SOURCES[reference.kind].open(reference, options, role)
     options_of(options, ("count",), reference.target)
-    return Factory(reference.target)
+    return Items(call_factory(reference.target, SOURCES), reference.target)
 
 
 def _suggestion(text: str) -> str:

@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.data.base import Image, ImageSource, checked_image, hashed_order, pixel_digest, whole_label
+from quantune.data.base import Image, ImageSource, checked_image, hashed_order, pixel_digest
+from quantune.data.labels import Label, whole_label
 from quantune.data.sources import Reference
 from quantune.errors import UsageError
 
@@ -176,14 +177,14 @@ def _tell_copies(name: str, role: str, count: int, different: int) -> None:
         logger.warning("%s: %d of %d %s images are copies of others", name, count - different, count, role)
 
 
-def labelled(split: Split, index: int) -> tuple[Image, int]:
+def labelled(split: Split, index: int) -> tuple[Image, Label]:
     """An image, checked, and its label; a user's own source may give anything."""
     image, label = split.source[index]
     return checked_image(image, split.source.describe(index), split.source.shape), label
 
 
 def checked_label(split: Split, index: int, value: object, classes: int | None) -> int:
-    """A label as a number in [0, classes), or UsageError naming the image."""
+    """A label as the number of a class, in [0, classes), or UsageError naming the image."""
     label = whole_label(value, split.source.describe(index))
     known = [number for number in (classes, split.source.classes) if number is not None]
     if label < 0 or (known and label >= min(known)):

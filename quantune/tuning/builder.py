@@ -25,8 +25,8 @@ from quantune.compiler.inspect import layer_executions, required_processor
 from quantune.compiler.iree import CompiledModule
 from quantune.compiler.pipelines import Debugging, Lowered
 from quantune.compiler.targets import Target
-from quantune.data.base import printable
 from quantune.data.splits import Split
+from quantune.data.text import printable
 from quantune.frontend.imported import ImportedModel
 from quantune.process import memory
 from quantune.process.job import stop_all

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from refusals import refusal
 
-from quantune.data.base import printable
 from quantune.data.choice import calibration_images
 from quantune.data.sources import Items, Reference, open_source
+from quantune.data.text import printable
 
 PLAIN = "?resize=8&crop=8&mean=0&std=1"
 
