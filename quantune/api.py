@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING
 
 from quantune.cache import ArtifactCache, content_key
@@ -14,6 +15,8 @@ from quantune.data.splits import Split
 from quantune.errors import UsageError
 from quantune.frontend.files import SUFFIXES, import_file
 from quantune.frontend.imported import ImportedModel, read_model
+from quantune.metrics import DEFAULT
+from quantune.metrics import parse as parse_metric
 from quantune.process import memory, places
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.predictions import Proxies
@@ -46,7 +49,9 @@ def compile(
     eval: Images,
     target: str | Target = "cpu",
     objective: str = "accuracy",
-    max_drop: float | None = 0.01,
+    metric: str = DEFAULT,
+    max_drop: float | EllipsisType | None = ...,
+    max_relative_drop: float | None = None,
     max_trials: int | None = None,
     time_budget_s: float | None = None,
     out: Path | str = "quantune-out",
@@ -80,21 +85,26 @@ def compile(
     space: paper, or wide, which has all clip rules, weight ranges and bias correction too (docs/search.md); by default
     paper, and wide with smallest_within.
     transfer: whether studies of other models guide the search for accuracy.
-    max_drop: largest loss of top-1 against f32, as a fraction. Without max_trials and time_budget_s the whole space is
-    measured. storage: a database whose trials workers share (docs/workers.md). retry_failed: measure again what failed.
+    metric: what accuracy means (docs/metrics.md): top-1, mIoU, …, distances to f32 that need no labels, or
+    PKG.MOD:FUNCTION. max_drop: largest loss of it against f32 in its unit, of shares as a fraction; by default 0.01 of
+    shares, no bound of others. max_relative_drop: instead, as a fraction of what f32 has. Without max_trials and
+    time_budget_s the whole space is measured. storage: a database whose trials workers share (docs/workers.md).
+    retry_failed: measure again what failed.
     weight_bits: of every layer (2 to 8), or size_budget: of all weights, packed ("1.2MB", "0.5x", bytes), or
-    smallest_within: the loss of top-1 that the smallest artifact may have (in place of objective and max_drop): score,
-    propose and walk say how layers get bits of their own then, and formats ("w2h,w3k") what they may have beside
-    whole widths (docs/bits.md). early_stop: let trials end that fall
-    behind the best for sure (quantune.search.stopping); the answer is always measured on all images. memory_limit: of
-    each compiler and worker ("2GB", bytes, "none"; default: from the machine's memory). device: tcp://HOST:PORT of a
-    device server, which is compiled for and measures the latency; evaluate_on: where the accuracy is counted
+    smallest_within: the loss that the smallest artifact may have (in place of objective and max_drop): score, propose
+    and walk say how layers get bits of their own then, and formats ("w2h,w3k") what they may have beside whole widths
+    (docs/bits.md). early_stop: let trials end that fall behind the best for sure (quantune.search.stopping); the answer
+    is always measured on all images. memory_limit: of each compiler and worker ("2GB", bytes, "none"; default: from the
+    machine's memory). device: tcp://HOST:PORT of a device server, which is compiled for and measures the latency;
+    evaluate_on: where the accuracy is counted
     (quantune.tuning.measuring). The same call continues an interrupted search. Raises QuantuneError with one line
     for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
-    goal = Objective(objective, max_drop) if smallest_within is None else Objective("size", smallest_within)
+    if smallest_within is not None:
+        objective, max_drop = "size", smallest_within
+    goal = _goal(objective, metric, max_drop, max_relative_drop)
     search = Search(  # what can be refused at once is refused before the model is imported
         objective=goal, budget=Budget(max_trials, time_budget_s), space=space, sampler=sampler, seed=seed,
         bits=BitsWanted(weight_bits, size_budget, smallest_within, score, propose, walk, formats),
@@ -119,7 +129,7 @@ def compile(
             debugging=debugging or Debugging(reproducer_dir=folder / "failures"),
             memory_limit=memory_limit, peaks=peaks, origin=Origin.of(model, calib, eval, options),
         ))  # fmt: skip
-        evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place))
+        evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place, metric=goal.judged))
         builder.prepare(search.baselines, calibration=True)
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
         evaluator.take_up()
@@ -127,6 +137,18 @@ def compile(
         if tuning.interrupted:
             builder.close(stop=True)
         return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=notes)
+
+
+def _goal(objective: str, metric: str, drop: float | EllipsisType | None, relative: float | None) -> Objective:
+    """What a search is after, from the words of a request."""
+    judged = parse_metric(metric)
+    if relative is not None:
+        if drop is not ... and drop is not None:
+            raise UsageError("max_drop and max_relative_drop: give one of them")
+        return Objective(objective, relative, judged, relative=True)
+    if isinstance(drop, EllipsisType):
+        drop = 0.01 if judged.fraction else None
+    return Objective(objective, drop, judged)
 
 
 def quantize(

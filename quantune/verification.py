@@ -22,10 +22,12 @@ from quantune.compiler.targets import parse
 from quantune.data.base import hashed_order
 from quantune.data.materialized import materialize
 from quantune.data.sources import Reference
-from quantune.data.splits import Split
+from quantune.data.splits import Split, label_shape
 from quantune.device.address import SCHEME
 from quantune.device.client import Device
 from quantune.errors import EnvironmentFailure, RunFailed, UsageError
+from quantune.metrics import DEFAULT, METRICS, Metric
+from quantune.metrics.base import value_of
 from quantune.process import scratch
 from quantune.runtime.artifact import Artifact, load
 from quantune.runtime.benchmark import benchmark, compare
@@ -287,19 +289,30 @@ def _accuracy(artifact: Artifact, record: Provenance, wanted: Wanted, place: Pla
         return Check(
             "accuracy", FAILED, "the record has none (made without a search): give min-accuracy to compare with"
         )
+    name = DEFAULT if known is None else known.metric
+    metric = METRICS.get(name)  # never a function: the record is the file's word, and would name what is run here
+    if metric is None or metric.compared:
+        why = "the f32 network is not at hand" if metric else "only the metrics of quantune are counted here"
+        return Check("accuracy", SKIPPED, f"the record's is {name:.60}: {why}")
     images = _images(wanted.evaluation, known)
     count = len(images)
-    found = _share_right(artifact, images, place)
-    text = f"{found:.2%} of {count} images"
+    found = _counted(artifact, images, place, metric)
+    text = (
+        f"{metric.text(found)} of {count} images" if metric.fraction else f"{name} {metric.text(found)}, {count} images"
+    )
     if known is not None:
+        recorded = metric.text(known.accuracy)
         if images.fingerprint != known.evaluation:
-            return Check("accuracy", FAILED, f"{text}; the record's {known.accuracy:.2%} are of {known.images} others")
-        allowed = 1 / count if wanted.max_drop is None else wanted.max_drop
-        text += f", recorded {known.accuracy:.2%}"
-        if found < known.accuracy - allowed - 1e-12:
-            return Check("accuracy", FAILED, f"{text}: a loss of more than {allowed:.2%}")
-    if wanted.min_accuracy is not None and found < wanted.min_accuracy:
-        return Check("accuracy", FAILED, f"{text}; {wanted.min_accuracy:.2%} are asked for")
+            return Check("accuracy", FAILED, f"{text}; the record's {recorded} are of {known.images} others")
+        allowed = wanted.max_drop
+        if allowed is None:
+            allowed = 1 / count if metric.binary else 1e-3 * abs(known.accuracy)
+        text += f", recorded {recorded}"
+        loss = known.accuracy - found if metric.higher else found - known.accuracy
+        if loss > allowed + 1e-12:
+            return Check("accuracy", FAILED, f"{text}: a loss of more than {metric.text(allowed)}")
+    if wanted.min_accuracy is not None and metric.better(wanted.min_accuracy, found):
+        return Check("accuracy", FAILED, f"{text}; {metric.text(wanted.min_accuracy)} are asked for")
     return Check("accuracy", HELD, text)
 
 
@@ -320,13 +333,18 @@ def _images(reference: str, known: Measured | None) -> Split:
     return part if part.fingerprint == known.evaluation else named
 
 
-def _share_right(artifact: Artifact, images: Split, place: Place) -> float:
+def _counted(artifact: Artifact, images: Split, place: Place, metric: Metric) -> float:
+    """The metric of an artifact on images."""
     with scratch.folder("verify") as folder:
-        written = materialize(images, folder, "images")
-        logits = place.run(artifact, written.images, len(images))
-    if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise RunFailed("its results are not finite numbers, one for each class")
-    return float((logits.argmax(axis=1) == written.labels).mean())
+        written = materialize(images, folder, "images", any_labels=not metric.binary)
+        outputs = place.run(artifact, written.images, len(images))
+    if outputs.ndim < 2 or not np.isfinite(outputs).all():
+        raise RunFailed("its results are not finite numbers, a row for each image")
+    try:
+        metric.check(outputs.shape[1:], label_shape(images))
+    except UsageError as error:
+        raise RunFailed(str(error)) from error
+    return value_of(metric, metric.rows(outputs, written.labels, None))
 
 
 def _latency(artifact: Artifact, record: Provenance, wanted: Wanted, place: Place) -> Check | None:

@@ -36,8 +36,8 @@ _MOST = 2**63 - 1
 class Measured:
     """What a search measured of the artifact: what `quantune-verify` compares with.
 
-    accuracy: top-1, 0 to 1, on ``images`` evaluation images. evaluation: their fingerprint. latency_ms: of one call on
-    ``threads`` threads of the processor that was searched on, None where it was not measured.
+    accuracy: by ``metric`` (of shares 0 to 1) on ``images`` evaluation images. evaluation: their fingerprint.
+    latency_ms: of one call on ``threads`` threads of the processor that was searched on, None where not measured.
     """
 
     accuracy: float
@@ -45,6 +45,7 @@ class Measured:
     evaluation: str
     latency_ms: float | None
     threads: int
+    metric: str = "top-1"
 
 
 @dataclass(frozen=True)
@@ -203,15 +204,16 @@ def _layer(name: str, value: Any) -> LayerExecution:
 def _measured(name: str, value: Any) -> Measured | None:
     if value is None:
         return None
-    if not isinstance(value, dict) or set(value) != {f.name for f in fields(Measured)}:
+    if not isinstance(value, dict) or {"metric", *value} != {f.name for f in fields(Measured)}:
         raise RunFailed(f"the provenance field {name!r} is {value!r:.60}; expected what was measured or null")
     latency = value["latency_ms"]
     return Measured(
-        accuracy=_number(f"{name}.accuracy", value["accuracy"], 0, 1),
+        accuracy=_number(f"{name}.accuracy", value["accuracy"], -math.inf, math.inf),
         images=_count(f"{name}.images", value["images"], 1),
         evaluation=_text(f"{name}.evaluation", value["evaluation"]),
         latency_ms=None if latency is None else _number(f"{name}.latency_ms", latency, 0, math.inf),
         threads=_count(f"{name}.threads", value["threads"], 1),
+        metric=_text(f"{name}.metric", value.get("metric", "top-1")),
     )
 
 

@@ -25,11 +25,11 @@ OK, FAILED, INFEASIBLE = 0, 1, 3
 _FOLDER = "quantune-out"
 _SEARCH_ONLY = (
     "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget",
-    "smallest_within", "score", "propose", "walk", "formats", "space",
+    "smallest_within", "score", "propose", "walk", "formats", "space", "metric", "max_drop", "max_relative_drop",
     "no_transfer", "no_early_stop",
 )  # fmt: skip
 _SEARCH_DEFAULTS = {
-    "objective": "accuracy", "max_drop": 0.01, "sampler": "xgboost", "seed": 0, "threads": 1,
+    "objective": "accuracy", "sampler": "xgboost", "seed": 0, "threads": 1,
 }  # fmt: skip
 """What a search takes where an option is not given; without a search such an option is refused like the others."""
 
@@ -78,7 +78,7 @@ def _check(arguments: argparse.Namespace) -> None:
         for name in ("calib", "eval"):
             if getattr(arguments, name) is None:
                 raise UsageError(f"--{name} is missing: a search needs --calib and --eval (or give --config LINE)")
-        for name in ("objective", "max_drop") if arguments.smallest_within is not None else ():
+        for name in ("objective", "max_drop", "max_relative_drop") if arguments.smallest_within is not None else ():
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} is said by --smallest-within already; give one of them")
         if arguments.print_ir_after_all or arguments.dump_ir_dir:
@@ -142,6 +142,8 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     import optuna
 
     from quantune import api
+    from quantune.metrics import DEFAULT
+    from quantune.metrics import parse as parse_metric
 
     optuna.logging.disable_default_handler()  # it prints what `Notes` decides about
     optuna.logging.enable_propagation()
@@ -149,11 +151,14 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     for name, default in _SEARCH_DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
-    with console.search(arguments.max_trials) as display:
+    metric = arguments.metric or DEFAULT
+    drop = ... if arguments.max_drop is None else arguments.max_drop
+    with console.search(arguments.max_trials, parse_metric(metric)) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,
-            target=_target(arguments), objective=arguments.objective,
-            max_drop=arguments.max_drop, max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
+            target=_target(arguments), objective=arguments.objective, metric=metric,
+            max_drop=drop, max_relative_drop=arguments.max_relative_drop,
+            max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, space=arguments.space, sampler=arguments.sampler, seed=arguments.seed,
             threads=arguments.threads, options=_options(arguments), memory_limit=arguments.memory_limit,
             storage=arguments.storage,

@@ -67,7 +67,14 @@ def parser() -> OneLineParser:
     )
     search = top.add_argument_group("search")
     search.add_argument("--objective", metavar="M", help="accuracy (default), latency or size")
-    search.add_argument("--max-drop", type=number, metavar="X", help="largest loss of top-1, as a fraction (0.01)")
+    search.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what accuracy means: top-1 (default), top-5, mIoU, mse, psnr, or a distance to f32 that needs no labels: "
+        "kl, sqnr, cosine; or PKG.MOD:FUNCTION",
+    )
+    search.add_argument("--max-drop", type=number, metavar="X", help="largest loss of it; of a share a fraction (0.01)")
+    search.add_argument("--max-relative-drop", type=number, metavar="X", help="instead: as a fraction of what f32 has")
     search.add_argument("--max-trials", type=count, metavar="N", help="configurations to measure (default: all)")
     search.add_argument(
         "--space",

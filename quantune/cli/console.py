@@ -16,6 +16,7 @@ from rich.table import Table
 from quantune import api
 from quantune.artifact.records import integer_share
 from quantune.cli.streams import one_line, own_stderr
+from quantune.metrics import DEFAULT, METRICS, Metric
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.artifact import Artifact
 from quantune.search.progress import TuningEvent
@@ -37,18 +38,18 @@ class Console:
     @contextlib.contextmanager
     def stages(self) -> Iterator[api.Progress]:
         """Show the stages of one build."""
-        with self.search(None) as display:
+        with self.search(None, METRICS[DEFAULT]) as display:
             yield display.progress
 
     @contextlib.contextmanager
-    def search(self, trials: int | None) -> Iterator[SearchDisplay]:
+    def search(self, trials: int | None, metric: Metric) -> Iterator[SearchDisplay]:
         """Show a search while it runs."""
         columns = (
             TextColumn("{task.description}", style="bold", markup=False), BarColumn(bar_width=28), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
         bar = Progress(*columns, console=self._err, transient=False)
-        display = SearchDisplay(bar, self._err, trials)
+        display = SearchDisplay(bar, self._err, trials, metric)
         try:
             yield display
             display.finish()
@@ -58,11 +59,11 @@ class Console:
 
     def show(self, result: api.Result, folder: Path) -> None:
         """The table at the end of a search, and where everything lies."""
-        tuning = result.tuning
+        tuning, metric = result.tuning, result.tuning.objective.judged
         base = None if tuning.baseline is None else tuning.baseline.score
         default = next((t for t in tuning.trials if t.config == QuantConfig() and t.score is not None), None)
         table = Table(title=None, show_edge=False, pad_edge=False)
-        for heading in ("", "top-1", "points against f32", "latency ms", "size MB"):
+        for heading in ("", metric.name, f"{'points ' if metric.fraction else ''}against f32", "latency ms", "size MB"):
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         table.add_column("configuration", overflow="fold")  # long ones break, so that no number is cut
         rows: list[tuple[str, TuningTrial | None]] = [
@@ -75,7 +76,7 @@ class Console:
                 size = (
                     result.artifact.size_bytes if result.artifact and trial is result.best else trial.score.size_bytes
                 )
-                table.add_row(name, *_cells(trial.score, base, size), trial.config.brief)
+                table.add_row(name, *_cells(trial.score, base, size, metric), trial.config.brief)
         self._out.print(table)
         self._out.print(result.report["verdict"], soft_wrap=True)
         if result.artifact is not None:
@@ -99,8 +100,8 @@ class Console:
 class SearchDisplay:
     """The progress bar of a search, fed by the hooks in ``progress``."""
 
-    def __init__(self, bar: Progress, console: RichConsole, trials: int | None) -> None:
-        self._bar, self._console, self._trials = bar, console, trials
+    def __init__(self, bar: Progress, console: RichConsole, trials: int | None, metric: Metric) -> None:
+        self._bar, self._console, self._trials, self._metric = bar, console, trials, metric
         self._stage: TaskID | None = None
         self._search: TaskID | None = None
         self._training: tuple[TaskID, float, float] | None = None
@@ -156,33 +157,35 @@ class SearchDisplay:
         if event.kind == "note":
             self._console.print(one_line(event.message))
         elif event.trial is not None and event.kind in ("finished", "failed"):
-            self._console.print(_line(event.trial, event.is_baseline), soft_wrap=True)
+            self._console.print(_line(event.trial, self._metric, event.is_baseline), soft_wrap=True)
         best = event.best.score if event.best else None
-        note = f"best {best.accuracy:.2%}" if best else ""
+        note = f"best {self._metric.text(best.accuracy)}" if best else ""
         if event.left_s is not None:
             note += f"  {_duration(event.left_s)} left"
         self._bar.update(self._search, completed=event.done, total=event.total or self._trials, note=note)
 
 
-def _line(trial: TuningTrial, is_baseline: bool) -> str:
+def _line(trial: TuningTrial, metric: Metric, is_baseline: bool) -> str:
     name = "base " if is_baseline else f"{trial.number:4d} "
     if trial.score is None:
         return one_line(f"{name} FAILED  {trial.config.brief}: {trial.reason}")
     score = trial.score
     latency = "" if score.latency_ms is None else f"{score.latency_ms:8.3f} ms"
     size = f"{score.size_bytes / 1e6:7.2f} MB"
-    return f"{name} {_top1(score):>8} {latency} {size}  {trial.seconds:5.1f} s  {trial.config.brief}"
+    return f"{name} {_accuracy(score, metric):>8} {latency} {size}  {trial.seconds:5.1f} s  {trial.config.brief}"
 
 
-def _cells(score: Score, base: Score | None, size: int) -> tuple[str, str, str, str]:
-    against = "" if base is None or base is score else str(accuracy_difference(score, base)).split(" points (")[0]
+def _cells(score: Score, base: Score | None, size: int, metric: Metric) -> tuple[str, str, str, str]:
+    against = ""
+    if base is not None and base is not score:
+        against = accuracy_difference(score, base).text(metric).removesuffix(" points")
     latency = "" if score.latency_ms is None else f"{score.latency_ms:.3f}"
-    return _top1(score), against, latency, f"{size / 1e6:.2f}"
+    return _accuracy(score, metric), against, latency, f"{size / 1e6:.2f}"
 
 
-def _top1(score: Score) -> str:
+def _accuracy(score: Score, metric: Metric) -> str:
     """The accuracy; ~ before what was estimated from the first images, because the trial stopped early."""
-    return ("" if score.stopped_of is None else "~") + f"{score.accuracy:.2%}"
+    return ("" if score.stopped_of is None else "~") + metric.text(score.accuracy)
 
 
 def _duration(seconds: float) -> str:

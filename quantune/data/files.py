@@ -143,8 +143,8 @@ class ImageFolder(ImageSource):
 class Npz(ImageSource):
     """``npz:FILE``: ``images`` f32 or u8 [n, c, h, w] or [n, h, w, c] (u8 is scaled by 1/255) and ``labels`` [n, ...].
 
-    Images are taken to be [n, h, w, c] where only their last axis has 1 or 3 entries. Labels are class numbers, or
-    arrays of numbers; they may be absent. The archive is read at once; nothing in it is unpickled.
+    Images are taken to be [n, h, w, c] where their last axis has 1 or 3 entries and the others have more than 4. Labels
+    are class numbers, or arrays of numbers; they may be absent. The archive is read at once; nothing is unpickled.
     """
 
     def __init__(self, file: Path, options: Mapping[str, str], role: str) -> None:
@@ -166,7 +166,7 @@ class Npz(ImageSource):
         if labels.shape[:1] != (len(images),) or labels.dtype.kind not in "biuf":
             wrong = f"labels of shape {labels.shape} and type {labels.dtype}"
             raise UsageError(f"{self.name}: {wrong}, expected [{len(images)}, ...] numbers")
-        if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        if images.shape[3] in _COLORS.values() and min(images.shape[1:3]) > 4:
             images = images.transpose(0, 3, 1, 2)
         self._images, self._labels = images, labels
         self.shape = (images.shape[1], images.shape[2], images.shape[3])

@@ -58,7 +58,7 @@ class Items(ImageSource):
     def _item(self, index: int, shape: tuple[int, int, int] | None) -> tuple[Image, Label]:
         where = self.describe(index)
         try:
-            image, label = self._items[index]
+            image, label = _pair(self._items[index])
         except Exception as error:
             raise UsageError(f"{where}: {type(error).__name__}: {one_line(error)}; expected (image, label)") from error
         return checked_image(image, where, shape), any_label(label, where)

@@ -1,7 +1,7 @@
 """Images and labels on disk, for programs to map: written whole, checked by their content when they are taken up again.
 
-One set is two files ``<key>.<digest>.npy`` (f32[n, c, h, w]) and ``<key>.<digest>.labels.npy`` (i64[n]); the digest in
-the names is that of both files' bytes. What does not fit its digest is set aside and made again. Files are for
+One set is two files ``<key>.<digest>.npy`` (f32[n, c, h, w]) and ``<key>.<digest>.labels.npy`` ([n, ...]); the digest
+in the names is that of both files' bytes. What does not fit its digest is set aside and made again. Files are for
 their user alone, whatever the umask.
 """
 
@@ -24,7 +24,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from quantune.data.splits import Split, checked_label, labelled
+from quantune.data.labels import Label
+from quantune.data.splits import Split, checked_label, labelled, like_label
 from quantune.errors import EnvironmentFailure
 from quantune.process import private
 
@@ -37,14 +38,16 @@ _LABELS = ".labels.npy"
 
 @dataclass(frozen=True, eq=False)
 class Materialized:
-    """A split on disk. images: the .npy file, f32[n, c, h, w]. labels: i64[n]. digest: of the content of both."""
+    """A split on disk. images: the .npy file, f32[n, c, h, w]. labels: [n, ...]. digest: of the content of both."""
 
     images: Path
-    labels: NDArray[np.int64]
+    labels: NDArray[np.generic]
     digest: str
 
 
-def provide(split: Split, folder: Path, spare: Path, key: str, classes: int | None = None) -> Materialized:
+def provide(
+    split: Split, folder: Path, spare: Path, key: str, classes: int | None = None, *, any_labels: bool = False
+) -> Materialized:
     """The set of this key: taken up from ``folder``, or written there, or, where that cannot be, into ``spare``.
 
     The last is told in a warning. Raises like `materialize`, or EnvironmentFailure if others may write to ``folder``.
@@ -53,27 +56,29 @@ def provide(split: Split, folder: Path, spare: Path, key: str, classes: int | No
         private.folder(folder)
     except OSError as error:
         logger.warning("%s: %s; the evaluation images are not kept for later", folder, error.strerror or error)
-        return materialize(split, spare, key, classes)
+        return materialize(split, spare, key, classes, any_labels=any_labels)
     private.check(folder)
     found = take_up(folder, key)
     if found is not None:
         return found
     try:
-        return materialize(split, folder, key, classes)
+        return materialize(split, folder, key, classes, any_labels=any_labels)
     except EnvironmentFailure as error:
         logger.warning("%s; the evaluation images are not kept for later", error)
-        return materialize(split, spare, key, classes)
+        return materialize(split, spare, key, classes, any_labels=any_labels)
 
 
-def materialize(split: Split, folder: Path, key: str, classes: int | None = None) -> Materialized:
+def materialize(
+    split: Split, folder: Path, key: str, classes: int | None = None, *, any_labels: bool = False
+) -> Materialized:
     """Write the images and labels of a split into ``folder``, complete or not at all.
 
-    classes: the model's number of outputs, if known; labels must be below. Raises UsageError for an image or label that
-    cannot be used, EnvironmentFailure when the disk is full.
+    classes: the model's number of outputs, if known; labels must be below. any_labels: they need be no class numbers,
+    only alike. Raises UsageError for an image or label that cannot be used, EnvironmentFailure when the disk is full.
     """
     shape = (len(split), *split.source.shape)
     needed = 4 * math.prod(shape)
-    labels = np.empty(len(split), np.int64)
+    found: list[Label] = []
     # Names of their own: another process may be writing the same set.
     partial = folder / f"{key}.{os.getpid()}-{uuid.uuid4().hex}.partial"
     partial_labels = partial.with_name(f"{partial.stem}-labels.partial")
@@ -85,10 +90,14 @@ def materialize(split: Split, folder: Path, key: str, classes: int | None = None
         with _created(partial) as stream:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
-            for position, index in enumerate(split.indices):
+            for index in split.indices:
                 image, label = labelled(split, index)
-                labels[position] = checked_label(split, index, label, classes)
+                if any_labels:
+                    found.append(like_label(split, index, label, found[:1]))
+                else:
+                    found.append(checked_label(split, index, label, classes))
                 stream.write(np.ascontiguousarray(image, "<f4").tobytes())
+        labels = np.stack([np.asarray(label) for label in found])
         with _created(partial_labels) as stream:
             stream.write(_as_npy(labels))
         digest = _digest(partial, partial_labels)
@@ -158,7 +167,7 @@ def _labels_of(images: Path) -> Path:
     return images.with_name(images.name.removesuffix(".npy") + _LABELS)
 
 
-def _as_npy(array: NDArray[np.int64]) -> bytes:
+def _as_npy(array: NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune.data.base import Image, ImageSource, checked_image, hashed_order, pixel_digest
-from quantune.data.labels import Label, whole_label
+from quantune.data.labels import UNLABELLED, Label, any_label, whole_label
 from quantune.data.sources import Reference
 from quantune.errors import UsageError
 
@@ -106,6 +106,14 @@ def labels_of(split: Split, classes: int | None = None) -> NDArray[np.int64]:
     return np.array([checked_label(split, i, split.source.label(i), classes) for i in split.indices], np.int64)
 
 
+def label_shape(split: Split) -> tuple[int, ...] | None:
+    """The shape of the first image's label, () for a number; None where it has none."""
+    label = split.source.label(split.indices[0])
+    if isinstance(label, int):
+        return None if label == UNLABELLED else ()
+    return label.shape
+
+
 def batches(split: Split, batch_size: int) -> Iterator[Image]:
     """The images, f32[n, c, h, w], ``batch_size`` at a time; the last batch may be smaller."""
     if batch_size < 1:
@@ -181,6 +189,16 @@ def labelled(split: Split, index: int) -> tuple[Image, Label]:
     """An image, checked, and its label; a user's own source may give anything."""
     image, label = split.source[index]
     return checked_image(image, split.source.describe(index), split.source.shape), label
+
+
+def like_label(split: Split, index: int, value: object, first: Sequence[Label]) -> Label:
+    """A label of any form, or UsageError naming the image where its shape is another than the first one's."""
+    label = any_label(value, split.source.describe(index))
+    for other in first:
+        if np.shape(label) != np.shape(other):
+            shapes = f"{np.shape(label)}, that of the first image {np.shape(other)}"
+            raise UsageError(f"{split.source.describe(index)}: its label has shape {shapes}; all must have one shape")
+    return label
 
 
 def checked_label(split: Split, index: int, value: object, classes: int | None) -> int:

@@ -40,18 +40,12 @@ class ImportedModel:
         return inputs[0].shape
 
     def check_searchable(self) -> None:
-        """Raise UsageError for a network that no search can do anything with: nothing to quantize, or no scores."""
-        shape = self.input_shape
+        """Raise UsageError for a network that no search can do anything with: nothing to quantize, or no images."""
+        _ = self.input_shape  # one batch of images
         if not self.network.layers:
             raise UsageError(
                 f"model '{self.name}' has no convolution or matrix product with constant weights to quantize; "
                 "build it with precision=f32 or f16"
-            )
-        results = [self.network.by_name[name].shape for name in self.network.outputs]
-        if len(results) != 1 or len(results[0]) != 2 or results[0][0] != shape[0]:
-            shapes = ", ".join(map(str, results)) or "nothing"
-            raise UsageError(
-                f"model '{self.name}' gives {shapes}; expected one number per class and image (n, classes)"
             )
 
 

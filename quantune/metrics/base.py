@@ -27,13 +27,14 @@ class Metric(ABC):
     """Compares outputs with labels, or with the outputs of the f32 network.
 
     name: what requests and reports call it. higher: whether more is better. fraction: a share of 1, told in per cent
-    and points. unit: told behind the number otherwise. labelled: needs labels. binary: an image is right or wrong.
+    and points. unit: told behind the number otherwise. compared: with the outputs of f32. binary: an image is right or
+    wrong, and labels are class numbers.
     """
 
     name: str
     higher: ClassVar[bool] = True
     fraction: ClassVar[bool] = False
-    labelled: ClassVar[bool] = True
+    compared: ClassVar[bool] = False
     binary: ClassVar[bool] = False
     unit: ClassVar[str] = ""
 
@@ -52,7 +53,7 @@ class Metric(ABC):
     def rows(self, outputs: Array, labels: NDArray[np.generic] | None, reference: Array | None) -> Rows:
         """The numbers of each image, f64[n, k].
 
-        outputs: [n, ...]. labels: [n, ...], given where ``labelled``. reference: the f32 network's outputs, otherwise.
+        outputs: [n, ...]. labels: [n, ...]. reference: the f32 network's outputs, given where ``compared``.
         """
 
     def value(self, means: Rows) -> NDArray[np.float64]:

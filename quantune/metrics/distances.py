@@ -12,7 +12,7 @@ from quantune.metrics.base import Array, Metric, Rows
 
 
 class _Distance(Metric):
-    labelled: ClassVar[bool] = False
+    compared: ClassVar[bool] = True
 
     def check(self, shape: tuple[int, ...], label: tuple[int, ...] | None) -> None:
         """Nothing to check: labels are not looked at."""
@@ -50,9 +50,9 @@ class SignalToNoise(_Distance):
         return np.stack([np.square(exact).sum(axis=1), np.square(noise).sum(axis=1)], axis=1)
 
     def value(self, means: Rows) -> NDArray[np.float64]:
-        """In dB, 150 at most: less noise than f32's own rounding is none."""
+        """In dB, 100 at most: less noise than f32's own rounding is none."""
         signal, noise = means[..., 0], means[..., 1]
-        least = np.maximum(signal, np.finfo(np.float64).tiny) * 1e-15
+        least = np.maximum(signal, np.finfo(np.float64).tiny) * 1e-10
         return 10 * np.log10(np.maximum(signal, least) / np.maximum(noise, least))
 
 

@@ -37,18 +37,20 @@ def pareto(report: Report) -> str:
     def cost(m: Measurement) -> float:
         return float(m.latency_ms) if timed and m.latency_ms is not None else m.size_bytes / 1e6
 
+    scale = _scale(report)
+
     def draw(axes: Axes) -> None:
         for row, m in points:
-            axes.plot(cost(m), 100 * m.accuracy, **_mark(row, report))
-        front = sorted((cost(m), 100 * m.accuracy) for r, m in points if r.config in report.pareto)
+            axes.plot(cost(m), scale * m.accuracy, **_mark(row, report))
+        front = sorted((cost(m), scale * m.accuracy) for r, m in points if r.config in report.pareto)
         axes.step([c for c, _ in front], [a for _, a in front], where="post", color=_ACCENT, linewidth=1, alpha=0.6)
         _bound(axes, report)
         best = next(((r, m) for r, m in points if r == report.best), None)
         if best:
-            axes.plot(cost(best[1]), 100 * best[1].accuracy, "o", ms=13, mfc="none", mec=_TEXT, mew=1.4)
+            axes.plot(cost(best[1]), scale * best[1].accuracy, "o", ms=13, mfc="none", mec=_TEXT, mew=1.4)
         axes.set_xlabel("latency, ms" if timed else "size, MB")
-        axes.set_ylabel("top-1, %")
-        _focus(axes, [100 * m.accuracy for _, m in points])
+        axes.set_ylabel(report.objective.heading)
+        _focus(axes, [scale * m.accuracy for _, m in points], report)
 
     return _svg(draw, "Accuracy against cost of every measured artifact")
 
@@ -57,7 +59,7 @@ def history(report: Report) -> str:
     """The objective's metric of each search trial in order and the best so far; empty with fewer than two trials."""
     metric = report.objective.metric
     rows = [(i, r) for i, r in enumerate((r for r in report.trials if r.kind == "search"), start=1)]
-    values = [(i, r, v) for i, r in rows if (v := _metric(r.measurement, metric)) is not None]
+    values = [(i, r, v) for i, r in rows if (v := _metric(r.measurement, report)) is not None]
     if len(values) < 2:
         return ""
 
@@ -70,26 +72,31 @@ def history(report: Report) -> str:
         for i, row, value in values:
             axes.plot(i, value, **_mark(row, report))
         kept = [(i, v) for i, row, v in values if row.feasible is not False]
-        pick = max if metric == "accuracy" else min
+        pick = max if metric == "accuracy" and report.objective.higher else min
         best = list(itertools.accumulate((v for _, v in kept), pick))
         if best:  # drawn on to the last trial
             axes.step(
                 [*(i for i, _ in kept), rows[-1][0]], [*best, best[-1]], where="post", color=_ACCENT, linewidth=1.6
             )
         axes.set_xlabel("trial")
-        axes.set_ylabel({"accuracy": "top-1, %", "latency": "latency, ms", "size": "size, MB"}[metric])
+        axes.set_ylabel({"accuracy": report.objective.heading, "latency": "latency, ms", "size": "size, MB"}[metric])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "accuracy":
             _bound(axes, report)
-            _focus(axes, [v for _, _, v in values])
+            _focus(axes, [v for _, _, v in values], report)
 
     return _svg(draw, f"The {metric} of each trial in the order of the search")
 
 
-def _metric(m: Measurement | None, metric: str) -> float | None:
+def _scale(report: Report) -> int:
+    return 100 if report.objective.fraction else 1
+
+
+def _metric(m: Measurement | None, report: Report) -> float | None:
     if m is None:
         return None
-    return {"accuracy": 100 * m.accuracy, "latency": m.latency_ms, "size": m.size_bytes / 1e6}[metric]
+    accuracy = _scale(report) * m.accuracy
+    return {"accuracy": accuracy, "latency": m.latency_ms, "size": m.size_bytes / 1e6}[report.objective.metric]
 
 
 def _mark(row: TrialRow, report: Report) -> dict[str, Any]:
@@ -103,10 +110,11 @@ def _mark(row: TrialRow, report: Report) -> dict[str, Any]:
 def _bound(axes: Axes, report: Report) -> None:
     if report.objective.max_drop is None or report.f32 is None or report.f32.measurement is None:
         return
-    bound = 100 * (report.f32.measurement.accuracy - report.objective.max_drop)
+    goal, f32 = report.objective, report.f32.measurement.accuracy
+    bound = _scale(report) * (f32 - goal.allowed(f32) if goal.higher else f32 + goal.allowed(f32))
     axes.axhline(bound, color=_BAD, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
-        f"bound {bound:.2f} %",
+        f"bound {bound:.2f} %" if goal.fraction else f"bound {bound:.4g}",
         (1, bound),
         xycoords=("axes fraction", "data"),
         xytext=(-4, -11),
@@ -117,16 +125,21 @@ def _bound(axes: Axes, report: Report) -> None:
     )
 
 
-def _focus(axes: Axes, values: list[float]) -> None:
-    """Keep collapsed artifacts from squeezing the others into one line: cut the axis and say how many lie below."""
-    ordered = sorted(values)
-    high, middle = ordered[-1], ordered[len(ordered) // 2]
-    low = high - max(3.0 * (high - middle), 5.0)
-    below = sum(v < low for v in values)
-    if not below:
+def _focus(axes: Axes, values: list[float], report: Report) -> None:
+    """Keep collapsed artifacts from squeezing the others into one line: cut the axis and say how many lie beyond."""
+    goal = report.objective
+    sign = 1 if goal.higher else -1
+    ordered = sorted(sign * v for v in values)
+    best, middle = ordered[-1], ordered[len(ordered) // 2]
+    # Five points, where shares are close together; others have no such distance of their own.
+    worst = best - max(3.0 * (best - middle), 5.0 if goal.fraction else 0.2 * abs(best))
+    beyond = sum(v < worst for v in ordered)
+    if not beyond or worst == best:
         return
-    axes.set_ylim(low, high + 0.06 * (high - low))
-    axes.set_xlabel(f"{axes.get_xlabel()} ({below} below {low:.0f} % not shown)")
+    ends = sorted((sign * worst, sign * (best + 0.06 * (best - worst))))
+    axes.set_ylim(*ends)
+    limit = f"{worst:.0f} %" if goal.fraction else f"{sign * worst:.3g}"
+    axes.set_xlabel(f"{axes.get_xlabel()} ({beyond} {'below' if goal.higher else 'above'} {limit} not shown)")
 
 
 def _svg(draw: Callable[[Axes], None], title: str) -> str:

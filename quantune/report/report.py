@@ -50,7 +50,7 @@ def build_report(
     return Report(
         model=model,
         target=target,
-        objective=Goal.model_validate({"metric": result.objective.metric, "max_drop": result.objective.max_drop}),
+        objective=_goal(result.objective),
         trials=list(rows.values()),
         f32=row(result.baseline),
         default=row(next((t for t in result.trials if t.config == default), None)),
@@ -69,6 +69,16 @@ def build_report(
         elapsed_s=result.elapsed_s,
         space_size=result.space_size,
     )
+
+
+def _goal(objective: Objective) -> Goal:
+    judged = objective.judged
+    return Goal.model_validate(
+        {
+            "metric": objective.metric, "max_drop": objective.max_drop, "relative": objective.relative,
+            "judged": judged.name, "unit": judged.unit, "higher": judged.higher, "fraction": judged.fraction,
+        }
+    )  # fmt: skip
 
 
 def _row(trial: TuningTrial, kind: str, baseline: Score | None, objective: Objective) -> TrialRow:
@@ -111,13 +121,16 @@ def verdict(report: Report) -> str:
     if best is None or best.measurement is None:
         return "Nothing was measured, so there is no answer yet."
     if f32 is None or f32.measurement is None:
-        return f"{best.config}: {100 * best.measurement.accuracy:.2f} % top-1; f32 was not measured to compare."
+        goal = report.objective
+        value = f"{100 * best.measurement.accuracy:.2f} % {goal.judged}" if goal.fraction else (
+            f"{goal.heading} {goal.shown(best.measurement.accuracy)}")  # fmt: skip
+        return f"{best.config}: {value}; f32 was not measured to compare."
     if best.kind == "baseline":
         return _float_verdict(report, best)
     parts = [
         _ratio(f32.measurement.latency_ms, best.measurement.latency_ms, "faster", "slower"),
         _ratio(f32.measurement.size_bytes, best.measurement.size_bytes, "smaller", "larger"),
-        f"{100 * (best.measurement.accuracy - f32.measurement.accuracy):+.2f} points top-1",
+        _told(report.objective, best.measurement.accuracy - f32.measurement.accuracy),
     ]
     sentence = ", ".join(p for p in parts if p) + bound_text(report)
     if not report.feasible:
@@ -130,13 +143,23 @@ def _float_verdict(report: Report, best: TrialRow) -> str:
     if report.feasible or closest is None or closest.measurement is None or closest.measurement.difference is None:
         why = "nothing quantized was measured" if closest is None else f"it wins on {report.objective.metric}"
         return f"Do not quantize: {best.config.removeprefix('precision=')} is the answer, {why}."
-    drop = f"{100 * closest.measurement.difference:+.2f} points"
+    drop = f"{report.objective.shown(closest.measurement.difference, sign=True)} {report.objective.differences}".strip()
     return f"Do not quantize: no quantized artifact keeps the bound, the closest is at {drop}{bound_text(report)}."
+
+
+def _told(goal: Goal, difference: float) -> str:
+    unit = f"{goal.differences} " if goal.differences else ""
+    return f"{goal.shown(difference, sign=True)} {unit}{goal.judged}"
 
 
 def bound_text(report: Report) -> str:
     """`` (bound -1.00)`` or nothing."""
-    return "" if report.objective.max_drop is None else f" (bound -{100 * report.objective.max_drop:.2f})"
+    goal = report.objective
+    if goal.max_drop is None:
+        return ""
+    sign = "-" if goal.higher else "+"
+    bound = f"{goal.max_drop:.2%} of f32's" if goal.relative else goal.shown(goal.max_drop)
+    return f" (bound {sign}{bound})"
 
 
 def _ratio(before: float | None, after: float | None, better: str, worse: str) -> str:
@@ -177,7 +200,9 @@ def render_html(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": _percent, "points": _points, "milliseconds": _milliseconds}
+    goal = report.objective
+    environment.filters |= {"percent": goal.shown, "points": lambda value: goal.shown(value, sign=True)}
+    environment.filters |= {"milliseconds": _milliseconds}
     environment.filters |= {"bytes": _bytes, "duration": _duration}
     source = resources.files("quantune.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     effects = option_effects(report)
@@ -228,14 +253,6 @@ def _headline(report: Report) -> list[tuple[str, TrialRow]]:
         else:
             shown[twin] = (f"{shown[twin][0]} = {label}", row)
     return shown
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.2f}"
 
 
 def _milliseconds(value: float) -> str:

@@ -18,11 +18,11 @@ class _Part(BaseModel):
 
 
 class Measurement(_Part):
-    """One artifact, measured. accuracy and its 95 % interval are fractions; difference is against f32, in fractions."""
+    """One artifact, measured. accuracy and its 95 % interval are by the goal's metric, difference is against f32."""
 
     model_config = ConfigDict(extra="ignore")  # older records have an interval of the latency that nobody wrote
 
-    accuracy: float = Field(ge=0, le=1)
+    accuracy: float
     accuracy_interval: tuple[float, float] | None = None
     difference: float | None = None
     difference_error: float | None = None
@@ -64,10 +64,40 @@ class LayerRow(_Part):
 
 
 class Goal(_Part):
-    """What was asked for. max_drop is a fraction of top-1."""
+    """What was asked for.
+
+    judged: the name of the metric that accuracy means, with its unit. higher: whether more of it is better. fraction: a
+    share, which is told in per cent and points. max_drop: the largest loss against f32, a part of what f32 has where
+    relative.
+    """
 
     metric: Literal["accuracy", "latency", "size"]
     max_drop: float | None = None
+    judged: str = "top-1"
+    unit: str = ""
+    higher: bool = True
+    fraction: bool = True
+    relative: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The metric and the unit that numbers of it are told in."""
+        unit = "%" if self.fraction else self.unit
+        return f"{self.judged}, {unit}" if unit else self.judged
+
+    @property
+    def differences(self) -> str:
+        """The unit of differences."""
+        return "points" if self.fraction else self.unit
+
+    def shown(self, value: float, *, sign: bool = False) -> str:
+        """A value or a difference in the unit of the heading."""
+        plus = "+" if sign else ""
+        return f"{100 * value:{plus}.2f}" if self.fraction else f"{value:{plus}.4g}"
+
+    def allowed(self, f32: float) -> float:
+        """The largest loss, in the unit of accuracy; 0 without a bound."""
+        return (self.max_drop or 0.0) * (abs(f32) if self.relative else 1.0)
 
 
 class Report(_Part):

@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 
 from quantune.errors import EnvironmentFailure, QuantuneError, UsageError
+from quantune.metrics import DEFAULT
 from quantune.process.interrupts import held
 from quantune.quantization import space as level1
 from quantune.quantization.config import QuantConfig
@@ -116,7 +117,9 @@ class Loop:
             baselines=dict(self._baselines),
             best=best,
             best_quantized=best_quantized,
-            pareto=pareto_front(ranked([*self._baselines.values(), *self._trials], self._objective, self._baseline)),
+            pareto=pareto_front(
+                ranked([*self._baselines.values(), *self._trials], self._objective, self._baseline), self._objective
+            ),
             stopped=stopped,
             interrupted=interrupted,
             elapsed_s=self._elapsed(),
@@ -308,7 +311,9 @@ class Loop:
         if self._points is not None:
             unvisited = [params for config, params in self._points.items() if self._task.identity(config) not in seen]
         reference = None
-        if self._objective.metric == "accuracy" and self._baseline is not None:
+        # Past studies know drops of top-1.
+        known = self._objective.metric == "accuracy" and self._objective.judged.name == DEFAULT
+        if known and self._baseline is not None:
             reference = self._baseline.accuracy
         known_trials = [a.frozen for a in (*self._standing.verdicts, *self._standing.running)]
         return self._task.strategy.propose(self._objective.direction, known_trials, unvisited, reference)

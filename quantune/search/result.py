@@ -133,24 +133,24 @@ def with_latencies(trials: Iterable[TuningTrial], latencies: Mapping[QuantConfig
     ]
 
 
-def pareto_front(trials: Iterable[TuningTrial]) -> tuple[TuningTrial, ...]:
+def pareto_front(trials: Iterable[TuningTrial], objective: Objective) -> tuple[TuningTrial, ...]:
     """Trials that no other beats in accuracy, latency and size at once, from most to least accurate.
 
     An unmeasured latency counts as equal to any, so that it neither wins nor loses. Of equal trials the first stays.
     """
+
+    def dominates(a: Score, b: Score) -> bool:
+        """Whether a is at least as good as b in everything."""
+        latency = a.latency_ms is None or b.latency_ms is None or a.latency_ms <= b.latency_ms
+        return objective.worth(a) >= objective.worth(b) and a.size_bytes <= b.size_bytes and latency
+
+    def order(pair: tuple[TuningTrial, Score]) -> tuple[float, float, int]:
+        return -objective.worth(pair[1]), pair[1].latency_ms or math.inf, pair[1].size_bytes
+
     front: list[tuple[TuningTrial, Score]] = []
     measured = [(t, t.score) for t in trials if t.score is not None]
-    for trial, score in sorted(measured, key=lambda p: (-p[1].accuracy, p[1].latency_ms or math.inf, p[1].size_bytes)):
-        if not any(_dominates(other, score) for _, other in front):
-            front = [(t, s) for t, s in front if not _strictly(score, s)] + [(trial, score)]
+    for trial, score in sorted(measured, key=order):
+        if not any(dominates(other, score) for _, other in front):
+            beaten = [s for _, s in front if dominates(score, s) and not dominates(s, score)]
+            front = [(t, s) for t, s in front if s not in beaten] + [(trial, score)]
     return tuple(t for t, _ in front)
-
-
-def _dominates(a: Score, b: Score) -> bool:
-    """Whether a is at least as good as b in everything."""
-    latency = a.latency_ms is None or b.latency_ms is None or a.latency_ms <= b.latency_ms
-    return a.accuracy >= b.accuracy and a.size_bytes <= b.size_bytes and latency
-
-
-def _strictly(a: Score, b: Score) -> bool:
-    return _dominates(a, b) and not _dominates(b, a)

@@ -116,7 +116,7 @@ def floor_of(objective: Objective, best: Score | None, baseline: Score | None) -
     if objective.metric == "accuracy":
         reference = best
     elif reference is not None and objective.max_drop is not None:
-        allowed = int(objective.max_drop * reference.images + 1e-6)
+        allowed = int(objective.allowed(reference) * reference.images + 1e-6)
     if reference is None or reference.correct is None:
         return None
     return Floor(unpack_correct(reference.correct, reference.images), allowed)

@@ -56,6 +56,7 @@ def describe(
         "file_sha256": artifact.sha256,
         "program_sha256": provenance.sha256,
         "size_bytes": artifact.size_bytes,
+        "metric": evaluator.metric.name,
         "accuracy": trial.score.accuracy,
         "accuracy_of_the_file": verified,
         "latency_ms": trial.score.latency_ms,
@@ -73,7 +74,9 @@ def measured(evaluator: Evaluator, trial: TuningTrial) -> Measured | None:
     score, split = trial.score, evaluator.split
     if score is None or score.images != len(split):
         return None
-    return Measured(score.accuracy, score.images, split.fingerprint, score.latency_ms, evaluator.threads)
+    return Measured(
+        score.accuracy, score.images, split.fingerprint, score.latency_ms, evaluator.threads, evaluator.metric.name
+    )
 
 
 def layer_table(network: Network, artifact: Artifact, plan: QuantizationPlan | None) -> list[dict[str, Any]]:

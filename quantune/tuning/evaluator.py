@@ -18,22 +18,27 @@ from numpy.typing import NDArray
 from quantune.cache import content_key, trim
 from quantune.data.base import hashed_order
 from quantune.data.materialized import Materialized, provide
-from quantune.data.splits import Split, batches
+from quantune.data.splits import Split, batches, label_shape
 from quantune.errors import QuantuneError, UsageError
+from quantune.metrics import DEFAULT, METRICS, Metric
+from quantune.metrics.base import Rows
 from quantune.process import scratch
 from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.host import processor_name
 from quantune.runtime.measure import Effort
-from quantune.search.scores import Score, pack_correct, unpack_correct
+from quantune.search.scores import Score
 from quantune.search.stopping import Floor, looks
 from quantune.tuning.builder import Builder
 from quantune.tuning.compiling import Built
+from quantune.tuning.judging import Judge, Run, output_shape
 from quantune.tuning.measuring import Measuring
 from quantune.tuning.overflow import NotFinite, explained, finite
 
 logger = logging.getLogger(__name__)
+
+_F32 = QuantConfig(precision="f32")
 
 QUICK = Effort(repetitions=5, min_seconds=0.3, warmup_seconds=0.1)
 """For ranking during the search; finalists are timed again side by side."""
@@ -47,7 +52,8 @@ IMAGES_LIMIT_BYTES = 4 << 30
 class Evaluator:
     """Measures configurations of a builder on evaluation images. Use it as a context manager.
 
-    eval_split: labelled images, disjoint from the calibration images. threads: for the latency. place: where
+    eval_split: images disjoint from the calibration images. metric: what their answers are worth. threads: for the
+    latency. place: where
     programs answer and are timed, closed by whoever gave it; by default worker processes here, for the answers one a
     processor, which end with this.
     The images are shown in an order drawn at random, once for all, so that the first ones stand for
@@ -63,8 +69,9 @@ class Evaluator:
         threads: int = 1,
         timeout_s: float = 1200.0,
         place: Measuring | None = None,
+        metric: Metric = METRICS[DEFAULT],
     ) -> None:
-        self.builder, self.split = builder, eval_split
+        self.builder, self.split, self.metric = builder, eval_split, metric
         model = builder.model
         if eval_split.source.shape != model.input_shape[1:]:
             raise UsageError(
@@ -72,14 +79,9 @@ class Evaluator:
                 f"model '{model.name}' takes {model.input_shape[1:]}"
             )
         results = [model.network.by_name[name].shape for name in model.network.outputs]
-        if len(results) != 1 or len(results[0]) != 2:
-            shapes = ", ".join(map(str, results))
-            raise UsageError(
-                f"model '{model.name}' gives {shapes}; expected one number per class and image (n, classes)"
-            )
-        self._classes = results[0][1]
-        if self._classes < 2:
-            raise UsageError(f"model '{model.name}' gives one number an image; top-1 needs two classes or more")
+        shape = output_shape(model.name, results, model.input_shape[0])
+        metric.check(shape, label_shape(eval_split))
+        self._classes = shape[0] if metric.binary else None
         target, self.threads = builder.target, threads
         place = place or Measuring(target)
         if not target.on_processor and (place.runner is None or place.timer is None):
@@ -97,6 +99,7 @@ class Evaluator:
         )
         self._own = [each for each in (self._runner, self._timer) if each not in (place.runner, place.timer)]
         self._folder = scratch.kept("trials")
+        self._judge = Judge(metric, shape, builder.cache, self._folder)
         self._floor: Floor | None = None
         self._by_identity: dict[str, Score] = {}  # of plans that are equal: `Builder.identity`
         self._by_content: dict[str, Score] = {}  # of programs with equal numbers: `Built.key`
@@ -126,15 +129,25 @@ class Evaluator:
         key = content_key(self.split.fingerprint, "in a random order, with a digest")[:32]
         order = hashed_order(len(self.split))
         shuffled = Split(self.split.source, tuple(self.split.indices[i] for i in order))
-        made = provide(shuffled, folder, self._folder, key, self._classes)
+        made = provide(shuffled, folder, self._folder, key, self._classes, any_labels=self._classes is None)
         if made.images.parent == folder:
             trim(folder, IMAGES_LIMIT_BYTES, newest=key)
-        highest, name = int(made.labels.max()), self.split.source.name
-        if highest >= self._classes:  # the file may be of a model with more classes
-            raise UsageError(f"the evaluation labels reach {highest}, but the model has {self._classes} outputs")
-        if int(made.labels.min()) == highest:
-            logger.warning("%s: all %d evaluation images have the label %d", name, len(made.labels), highest)
+        if self._classes is not None:
+            self._check_classes(made.labels.astype(np.int64), self._classes)
         return made
+
+    def _check_classes(self, labels: NDArray[np.int64], classes: int) -> None:
+        highest = int(labels.max())
+        if highest >= classes or int(labels.min()) < 0:  # the file may be of another model
+            raise UsageError(f"the evaluation labels are {labels.min()} to {highest}, the model has {classes} outputs")
+        if int(labels.min()) == highest:
+            name = self.split.source.name
+            logger.warning("%s: all %d evaluation images have the label %d", name, len(labels), highest)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model gives a score of each class, and nothing else."""
+        return self._classes is not None
 
     def set_floor(self, floor: Floor | None) -> None:
         """Let the next trials stop once they surely end below ``floor``; None measures them in full."""
@@ -165,7 +178,7 @@ class Evaluator:
     def _measure(self, built: Built) -> Score:
         start = time.monotonic()
         with self._numbers(built) as numbers:
-            right, seconds = self._answers(built, numbers)
+            rows, seconds = self._answers(built, numbers)
         if isinstance(self._runner, LocalRunner):
             self.builder.programs.peaks.child("evaluation", self._runner.peak_bytes)
         sha, paused_at = built.program.sha256, time.monotonic()
@@ -173,30 +186,43 @@ class Evaluator:
             self._latency[sha] = self._time([self._keep(built)], QUICK)[0]
         ended, total = time.monotonic(), len(self.split)
         steps = {**built.seconds, "evaluation": seconds, "latency": ended - paused_at, "measuring": ended - start}
-        accuracy, stopped = float(right.mean()), len(right) < total
+        accuracy, stopped = self._judge.value(rows), len(rows) < total
         if stopped:
             assert self._floor is not None
-            accuracy = self._floor.estimate(right)
+            accuracy = self._floor.estimate(rows[:, 0] > 0)
         return Score(
-            accuracy, self._latency[sha], built.size_bytes, len(right),
-            correct=pack_correct(right), program=sha, seconds=steps, stopped_of=total if stopped else None,
+            accuracy, self._latency[sha], built.size_bytes, len(rows), **self._judge.told(rows),
+            program=sha, seconds=steps, stopped_of=total if stopped else None,
         )  # fmt: skip
 
-    def _answers(self, built: Built, numbers: Path | None) -> tuple[NDArray[np.bool_], float]:
-        """Which images are answered right, of the first ones until the floor stops it, and the seconds that took."""
+    def _answers(self, built: Built, numbers: Path | None) -> tuple[Rows, float]:
+        """The metric's numbers of the images, of the first ones until the floor stops it, and the seconds that took."""
+        if self._judge.needs_reference:
+            self._take_reference()
         total = len(self.split)
-        key = content_key("answers", built.key, self._taken_up.digest)
-        known = self.builder.cache.read(key, ".correct", lambda data: unpack_correct(data.decode(), total))
+        key = self._judge.key(built.key, self._taken_up.digest)
+        known = self._judge.known(key, total)
         if known is not None:
             return known, 0.0
-        start, right = time.monotonic(), np.zeros(0, bool)
+        start, run = time.monotonic(), self._run(built.program.path, numbers)
+        rows = np.empty((0, 0))
         for end in (*(looks(total) if self._floor is not None else ()), total):
-            logits = self._runner.run(built.program.path, numbers, self._taken_up.images, len(right), end)
-            right = np.concatenate([right, self._right(logits, len(right))])
-            if end < total and self._floor is not None and self._floor.stops(right):
-                return right, time.monotonic() - start
-        self.builder.cache.put(key, pack_correct(right).encode(), ".correct")
-        return right, time.monotonic() - start
+            new = self._judge.rows(self._taken_up.labels, len(rows), end, run)
+            rows = np.concatenate([rows, new]) if len(rows) else new
+            if end < total and self._floor is not None and self._floor.stops(rows[:, 0] > 0):
+                return rows, time.monotonic() - start
+        self._judge.keep(key, rows)
+        return rows, time.monotonic() - start
+
+    def _run(self, program: Path, numbers: Path | None) -> Run:
+        return lambda first, end: self._runner.run(program, numbers, self._taken_up.images, first, end)
+
+    def _take_reference(self) -> None:
+        """Let the f32 network answer all images, with which the metric compares."""
+        built = self.builder.build(_F32)
+        with self._numbers(built) as numbers:
+            run = self._run(built.program.path, numbers)
+            self._judge.set_reference(built.key, len(self.split), lambda first, end: finite(run(first, end), first))
 
     def retime(self, configs: list[QuantConfig]) -> dict[QuantConfig, float]:
         """Latencies in ms, measured side by side; configurations of one program share one measurement."""
@@ -219,10 +245,12 @@ class Evaluator:
         return of_trial, of_file
 
     def verify(self, path: Path) -> float:
-        """Top-1 of an artifact on disk, on all evaluation images, by fresh processes."""
-        images = self._taken_up.images
+        """The metric of an artifact on disk, on all evaluation images, by fresh processes."""
+        labels = self._taken_up.labels
+        if self._judge.needs_reference:
+            self._take_reference()
         self._runner.renew()
-        return float(self._right(self._runner.run(path, None, images, 0, len(self.split)), 0).mean())
+        return self._judge.value(self._judge.rows(labels, 0, len(labels), self._run(path, None)))
 
     @contextlib.contextmanager
     def _numbers(self, built: Built) -> Iterator[Path | None]:
@@ -263,9 +291,6 @@ class Evaluator:
         if isinstance(self._timer, LocalTimer):
             self.builder.programs.peaks.child("measurement", self._timer.peak_bytes)
         return [sample.quartiles[1] for sample in samples]
-
-    def _right(self, logits: NDArray[np.floating], first: int) -> NDArray[np.bool_]:
-        return finite(logits, first).argmax(axis=1) == self._taken_up.labels[first : first + len(logits)]
 
     def _explained(self, error: NotFinite, config: QuantConfig) -> QuantuneError:
         index = self.split.indices[hashed_order(len(self.split))[error.row]]

@@ -121,16 +121,18 @@ class _Rejected(Exception):
 
 
 def _verified(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float:
-    """The accuracy of the file. Raises _Rejected unless it is the trial's, one image aside."""
+    """The accuracy of the file. Raises _Rejected unless it is the trial's, one image or a thousandth of it aside."""
     score = _score(trial)
     try:
         found = evaluator.verify(path)
     except RunFailed as error:
         raise _Rejected(f"the artifact of {trial.config} does not run as its trial did: {error}") from error
-    if abs(found - score.accuracy) * score.images > 1.5:
+    metric = evaluator.metric
+    allowed = 1.5 / score.images if metric.binary else 1e-3 * abs(score.accuracy)
+    if abs(found - score.accuracy) > allowed:
         raise _Rejected(
-            f"the artifact of {trial.config} answers {found:.2%} of {score.images} images right, its trial answered "
-            f"{score.accuracy:.2%}: the compiled file is not what was measured"
+            f"the artifact of {trial.config} reaches {metric.name} {metric.text(found)} on {score.images} images, its "
+            f"trial reached {metric.text(score.accuracy)}: the compiled file is not what was measured"
         )
     return found
 

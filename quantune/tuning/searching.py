@@ -79,7 +79,7 @@ class Search:
         progress.on_stage(f"predicting {len(points)} configurations")
         builder.prepare(proxies.upcoming(first, precisions, trials, STARTUPS_WITH_PRIOR, builder.identity, points))
         searched = distributions(bits, precisions, self.space)
-        screen = self.sampler == "xgboost" and (trials is None or trials > len(first))
+        screen = evaluator.classifies and self.sampler == "xgboost" and (trials is None or trials > len(first))
         hooks = progress.on_stage, progress.on_screening
         known = guide(evaluator, proxies, searched, *hooks, screen=screen, transfer=self.transfer)
         peaks.begin("search")
@@ -88,7 +88,7 @@ class Search:
             evaluator,
             folder,
             objective=self.objective,
-            fingerprint=study_identity(builder, evaluator.split, evaluator.threads, evaluator.device),
+            fingerprint=study_identity(evaluator),
             sampler=self.sampler,
             seed=self.seed,
             max_trials=trials,
@@ -100,7 +100,7 @@ class Search:
             prior=known.prior,
             past=known.past,
             retime=evaluator.retime,
-            set_floor=evaluator.set_floor if self.early_stop else None,
+            set_floor=evaluator.set_floor if self.early_stop and self.objective.judged.binary else None,
             on_event=progress.on_event,
             identity=builder.identity,
             storage=self.storage,

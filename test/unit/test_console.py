@@ -11,7 +11,7 @@ import pytest
 from quantune.cli.console import Console
 from quantune.quantization.config import QuantConfig
 from quantune.search.result import TuningTrial
-from quantune.search.scores import Score
+from quantune.search.scores import Objective, Score
 
 LONG = QuantConfig(
     calib=10000, scheme="symmetric_power2", clip="percentile", precision="mixed", weight_clip="power", bias="sequential"
@@ -21,7 +21,7 @@ LONG = QuantConfig(
 def _show(capsys: pytest.CaptureFixture[str]) -> list[str]:
     f32 = TuningTrial(0, QuantConfig(precision="f32"), "complete", Score(0.9815, 0.134, 2_876_543, 1000))
     best = TuningTrial(1, LONG, "complete", Score(0.9765, 0.039, 818_000, 1000))
-    tuning = SimpleNamespace(baseline=f32, trials=(best,), stopped="1 trial")
+    tuning = SimpleNamespace(objective=Objective(), baseline=f32, trials=(best,), stopped="1 trial")
     result: Any = SimpleNamespace(tuning=tuning, best=best, artifact=None, report={"verdict": "good"})
     Console().show(result, Path("nowhere"))
     return capsys.readouterr().out.splitlines()

@@ -42,7 +42,7 @@ def test_score_json_round_trip(accuracy, latency, size, images, texts, seconds, 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("accuracy", 1.5), ("accuracy", math.nan), ("latency_ms", 0.0), ("size_bytes", -1), ("images", 0)],
+    [("accuracy", math.inf), ("accuracy", math.nan), ("latency_ms", 0.0), ("size_bytes", -1), ("images", 0)],
 )
 def test_score_refuses_impossible_values(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} {value}"):

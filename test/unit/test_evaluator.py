@@ -31,6 +31,7 @@ from quantune.tuning import evaluator as evaluator_module
 from quantune.tuning.builder import Builder
 from quantune.tuning.describe import describe, measured
 from quantune.tuning.evaluator import Evaluator
+from quantune.tuning.judging import Run
 from quantune.tuning.measuring import Measuring
 
 HOST = Target("cpu")
@@ -173,7 +174,7 @@ def test_wrong_images_and_labels(cache: ArtifactCache) -> None:
 def test_a_regression_has_no_top1(cache: ArtifactCache) -> None:
     net = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Flatten())
     builder = Builder(import_module(net, torch.zeros(1, 3, 4, 4), "net"), HOST, cache=cache)
-    with pytest.raises(UsageError, match="model 'net' gives one number an image; top-1 needs two classes or more"):
+    with pytest.raises(UsageError, match="metric top-1: the model gives one number an image, expected 2"):
         Evaluator(builder, _split(3, 2))
 
 
@@ -184,7 +185,7 @@ class Reciprocal(nn.Module):
 
 def test_results_that_are_no_logits(cache: ArtifactCache) -> None:
     builder = Builder(_model(nn.Identity()), HOST, cache=cache)
-    with pytest.raises(UsageError, match=r"model 'net' gives \(1, 2, 1, 1\); expected one number per class and image"):
+    with pytest.raises(UsageError, match=r"metric top-1: the outputs of an image have shape \(2, 1, 1\)"):
         Evaluator(builder, _split(3, 2))
 
 
@@ -285,13 +286,17 @@ def test_a_hopeless_trial_stops_early_and_is_measured_in_full_when_asked(cache: 
         right = _answers(full)
         other = QuantConfig(calib=3, scheme="symmetric")
         evaluator.set_floor(Floor(np.ones(images, bool)))
-        monkey = evaluator._right
-        evaluator._right = lambda logits, first: monkey(logits, first) & (np.arange(len(logits)) % 2 == 0)
+        counted = evaluator._judge.rows
+
+        def halved(labels: np.ndarray, first: int, end: int, run: Run) -> np.ndarray:
+            return counted(labels, first, end, run) * (np.arange(first, end) % 2 == 0)[:, None]
+
+        evaluator._judge.rows = halved
         stopped = evaluator(other)
         assert stopped.images == images // 8
         assert stopped.stopped_of == images
         assert len(_answers(stopped)) == stopped.images
-        evaluator._right = monkey
+        evaluator._judge.rows = counted
         assert evaluator(other) is stopped  # the floor only rises
         evaluator.set_floor(Floor(right, allowed=images))
         evaluator._by_content.clear()
@@ -325,8 +330,8 @@ def test_a_stopped_trial_has_the_accuracy_that_the_floor_estimates(cache: Artifa
     floor = Floor(np.arange(images) >= 10)  # its own wrong answers are all among the first images
     builder = Builder(_model(nn.Flatten()), HOST, calib=_split(3, 1), cache=cache, sizes=(3,))
     with Evaluator(builder, _split(images, 25)) as evaluator:
-        right = evaluator._right
-        evaluator._right = lambda logits, first: right(logits, first) & ~wrong
+        counted = evaluator._judge.rows
+        evaluator._judge.rows = lambda labels, begin, end, run: counted(labels, begin, end, run) * ~wrong[:, None]
         answers = _expected(evaluator, INT8)[:first] & ~wrong
         evaluator.set_floor(floor)
         score = evaluator(INT8)

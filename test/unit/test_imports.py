@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.numerics": names("numpy mlir_passes.network"),
     "quantune.quantization": names("numpy optuna mlir_passes.network .numerics"),
     "quantune.artifact": set(),
+    "quantune.metrics": names("numpy scipy .user_code"),
     "quantune.data": names("numpy PIL sklearn .process .user_code"),
     "quantune.zoo": names("numpy torch rich safetensors .data .process .torchvision_compat"),
     "quantune.frontend": names(
@@ -51,20 +52,20 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.runtime": names("numpy iree .artifact .process .quantization"),
     "quantune.device": names("numpy .artifact .compiler .process .runtime .versions"),
     "quantune.cluster": names("numpy distributed .artifact .device .process .runtime"),
-    "quantune.search": names("numpy scipy optuna sqlalchemy grpc xgboost .numerics .process .quantization"),
+    "quantune.search": names("numpy scipy optuna sqlalchemy grpc xgboost .metrics .numerics .process .quantization"),
     "quantune.report": names("jinja2 matplotlib pydantic .quantization .search"),
     "quantune.tuning": names(
         "numpy scipy optuna mlir_passes.network .allocation .artifact .cache .cluster .compiler .data .device .frontend"
-        " .numerics .process .quantization .refine .report .runtime .search .versions"
+        " .metrics .numerics .process .quantization .refine .report .runtime .search .versions"
     ),
     "quantune.api": names(
-        "torch .cache .compiler .data .frontend .process .quantization .runtime .search .tuning .zoo"
+        "torch .cache .compiler .data .frontend .metrics .process .quantization .runtime .search .tuning .zoo"
     ),
     "quantune.rebuilding": names(".api .artifact .cache .compiler .data .quantization .runtime .tuning"),
-    "quantune.verification": names("numpy .artifact .compiler .data .device .process .runtime"),
+    "quantune.verification": names("numpy .artifact .compiler .data .device .metrics .process .runtime"),
     "quantune.cli": names(
-        "rich optuna torch_mlir mlir_passes .api .artifact .cache .compiler .device .process .quantization .rebuilding"
-        " .runtime .search .verification .versions"
+        "rich optuna torch_mlir mlir_passes .api .artifact .cache .compiler .device .metrics .process .quantization"
+        " .rebuilding .runtime .search .verification .versions"
     ),
     "quantune": names(".api .quantization .rebuilding .runtime .tuning .versions"),
 }

@@ -151,7 +151,7 @@ def _measured(**changes: object) -> str:
         (json.dumps(json.loads(RECORD.to_json()) | {"format": 1}), "unknown field 'measured'"),
         (json.dumps(json.loads(RECORD.to_json()) | {"model": "\ud800"}), "expected text that is Unicode"),
         (json.dumps(json.loads(RECORD.to_json()) | {"data": {"\ud800": ""}}), "expected text that is Unicode"),
-        (_measured(accuracy=1.5), r"'measured.accuracy' is 1.5; expected a number from 0 to 1"),
+        (_measured(accuracy="1"), r"'measured.accuracy' is '1'; expected a number"),
         (_measured(accuracy=float("nan")), r"'measured.accuracy' is nan; expected a number"),
         (_measured(images=0), r"'measured.images' is 0; expected a number from 1"),
         (_measured(threads=1.0), r"'measured.threads' is 1.0; expected a whole number"),

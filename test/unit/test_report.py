@@ -17,8 +17,6 @@ from quantune.report.report import (
     _duration,
     _headline,
     _milliseconds,
-    _percent,
-    _points,
     _ratio,
     build_report,
     option_effects,
@@ -26,7 +24,7 @@ from quantune.report.report import (
     verdict,
     write_report,
 )
-from quantune.report.schema import Report, read_report
+from quantune.report.schema import Goal, Report, read_report
 from quantune.search.result import TuningResult, TuningTrial, choose, pareto_front
 from quantune.search.scores import Objective, Score, accuracy_interval, pack_correct
 
@@ -40,11 +38,14 @@ LAYERS = [
 ]
 
 
+SHARE, ERROR = Goal(metric="accuracy"), Goal(metric="accuracy", judged="mse", higher=False, fraction=False)
+
+
 def result(trials=(DEFAULT, BEST, FAILED), f32: TuningTrial | None = F32, objective=None, **changes) -> TuningResult:
     objective = objective or Objective("latency", 0.01)
     baselines = {} if f32 is None else {"f32": f32}
     best, best_quantized = choose(trials, baselines, objective)
-    front = pareto_front([*baselines.values(), *trials])
+    front = pareto_front([*baselines.values(), *trials], Objective())
     made = TuningResult(
         objective, tuple(trials), baselines, best, best_quantized, front, "3 trials", False, 65.0, 96, Path()
     )
@@ -241,7 +242,9 @@ def test_a_row_has_the_difference_to_f32_and_its_error() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (_percent(0.98765), "98.77"), (_points(0.0125), "+1.25"), (_points(-0.004), "-0.40"),
+        (SHARE.shown(0.98765), "98.77"), (SHARE.shown(0.0125, sign=True), "+1.25"),
+        (SHARE.shown(-0.004, sign=True), "-0.40"),
+        (ERROR.shown(12345.6), "1.235e+04"), (ERROR.shown(0.5, sign=True), "+0.5"),
         (_milliseconds(0.12345), "0.123"), (_milliseconds(9.994), "9.99"), (_milliseconds(10.0), "10.0"),
         (_bytes(999), "999 B"), (_bytes(1000), "1.00 kB"), (_bytes(1_234_567), "1.23 MB"), (_bytes(10**9), "1.00 GB"),
         (_duration(59.4), "59.4 s"), (_duration(60), "1 min 00 s"), (_duration(61.6), "1 min 02 s"),

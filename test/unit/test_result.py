@@ -84,16 +84,16 @@ def test_the_front_holds_what_nothing_beats_in_everything(values: list[tuple[int
         at_least = [m for m, (b, t, s) in enumerate(values) if b >= a and t <= ms and s <= size and m != n]
         return any(values[m] != values[n] or m < n for m in at_least)
 
-    front = pareto_front(trials)
+    front = pareto_front(trials, Objective())
     assert {t.number for t in front} == {n for n in range(len(values)) if not beaten(n)}
     assert [-t.score.accuracy for t in front if t.score] == sorted(-t.score.accuracy for t in front if t.score)
 
 
 def test_an_unmeasured_latency_neither_wins_nor_loses() -> None:
     measured, unknown, smaller = trial(1, 0.8, 5.0), trial(2, 0.8, None), trial(3, 0.8, None, 99)
-    assert len(pareto_front([measured, unknown])) == 1
-    assert numbers(list(pareto_front([measured, smaller]))) == [3]
-    assert numbers(list(pareto_front([measured, trial(4, 0.79, None, 100)]))) == [1]
+    assert len(pareto_front([measured, unknown], Objective())) == 1
+    assert numbers(list(pareto_front([measured, smaller], Objective()))) == [3]
+    assert numbers(list(pareto_front([measured, trial(4, 0.79, None, 100)], Objective()))) == [1]
 
 
 @pytest.mark.parametrize("state", ["complete", "waiting"])

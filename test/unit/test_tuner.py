@@ -306,7 +306,7 @@ def test_partly_measured_trials_cannot_win() -> None:
 def test_pareto_front() -> None:
     scores = [(0.8, 10.0, 9), (0.8, 11.0, 9), (0.7, 5.0, 9), (0.6, 5.0, 9), (0.6, 6.0, 1), (0.8, 10.0, 9)]
     trials = [TuningTrial(i, QuantConfig(), "complete", Score(*s, 10)) for i, s in enumerate(scores)]
-    assert [t.number for t in pareto_front(trials)] == [0, 2, 4]
+    assert [t.number for t in pareto_front(trials, Objective())] == [0, 2, 4]
 
 
 def test_shared_storage_serves_two_folders(tmp_path: Path) -> None:
