@@ -58,7 +58,7 @@ class Zoom(Shared):
         """See Shared."""
         low, high = float(w.min()), float(w.max())
         step = (high - low) / (1 << self.bits)
-        return low + step * (np.arange(1 << self.bits) + 0.5)
+        return np.asarray(low + step * (np.arange(1 << self.bits) + 0.5), np.float64)
 
 
 class Residual(Shared):
