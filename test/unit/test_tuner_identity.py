@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from quantune.quantization import space as level1
 from quantune.quantization.config import QuantConfig
 from quantune.search.scores import Score
-from quantune.search.strategies import NAMES
+from quantune.search.strategies import SAMPLERS
 from quantune.search.tuner import tune
 
 SCHEMES = ("asymmetric", "symmetric", "symmetric_uint8", "symmetric_power2")
@@ -27,7 +27,7 @@ def _identity(config: QuantConfig) -> str:
     return "unsigned" if config.scheme in ("asymmetric", "symmetric_uint8") else config.scheme
 
 
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_of_them_is_measured(sampler: str, tmp_path: Path) -> None:
     seen: list[QuantConfig] = []
 

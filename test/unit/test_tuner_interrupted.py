@@ -15,7 +15,7 @@ from quantune.quantization.config import QuantConfig
 from quantune.search.history import MAX_DEATHS
 from quantune.search.result import TuningResult
 from quantune.search.scores import Objective
-from quantune.search.strategies import NAMES
+from quantune.search.strategies import SAMPLERS
 from quantune.search.tuner import tune
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -35,10 +35,10 @@ def outcome(result: TuningResult) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_disk: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
-    return {sampler: outcome(search(tmp_path_factory.mktemp(sampler), sampler)) for sampler in NAMES}
+    return {sampler: outcome(search(tmp_path_factory.mktemp(sampler), sampler)) for sampler in SAMPLERS}
 
 
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_stopped_by_its_budget_goes_on_as_if_it_had_not(
     sampler: str, tmp_path: Path, undisturbed: dict[str, tuple[object, ...]]
 ) -> None:
@@ -54,7 +54,7 @@ def until(folder: Path, write: int, error: type[BaseException], patch: pytest.Mo
         assert result.interrupted == (len(made) >= write)
 
 
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_that_is_killed_and_interrupted_again_and_again(
     sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, tuple[object, ...]]
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_search_that_is_killed_and_interrupted_again_and_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
-@pytest.mark.parametrize("sampler", NAMES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_whatever_write_comes_last(
     sampler: str,
     error: type[BaseException],
