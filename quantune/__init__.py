@@ -12,13 +12,16 @@ from quantune.versions import VERSION as __version__
 
 if TYPE_CHECKING:
     from quantune.api import compile, quantize
+    from quantune.exporting import export
     from quantune.quantization.config import QuantConfig
     from quantune.rebuilding import rebuild
     from quantune.runtime.artifact import Artifact, load
     from quantune.runtime.benchmark import benchmark
     from quantune.tuning.outcome import Result
 
-__all__ = ["Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "load", "quantize", "rebuild"]
+__all__ = [
+    "Artifact", "QuantConfig", "Result", "__version__", "benchmark", "compile", "export", "load", "quantize", "rebuild",
+]  # fmt: skip
 
 _HOMES = {
     "Artifact": "quantune.runtime.artifact",
@@ -26,6 +29,7 @@ _HOMES = {
     "Result": "quantune.tuning.outcome",
     "benchmark": "quantune.runtime.benchmark",
     "compile": "quantune.api",
+    "export": "quantune.exporting",
     "load": "quantune.runtime.artifact",
     "quantize": "quantune.api",
     "rebuild": "quantune.rebuilding",

@@ -24,6 +24,7 @@ from quantune.quantization.space import CALIBRATION_SIZES
 from quantune.runtime.artifact import Artifact
 from quantune.search.progress import Budget
 from quantune.search.scores import Objective
+from quantune.tuning import exports
 from quantune.tuning.bits_wanted import BitsWanted
 from quantune.tuning.builder import Builder
 from quantune.tuning.evaluator import Evaluator
@@ -74,6 +75,7 @@ def compile(
     memory_limit: str | int | None = None,
     device: str | None = None,
     evaluate_on: str | None = None,
+    export: str | None = None,
     cache: ArtifactCache | None = None,
     debugging: Debugging | None = None,
     progress: Progress | None = None,
@@ -96,9 +98,9 @@ def compile(
     (docs/bits.md). early_stop: let trials end that fall behind the best for sure (quantune.search.stopping); the answer
     is always measured on all images. memory_limit: of each compiler and worker ("2GB", bytes, "none"; default: from the
     machine's memory). device: tcp://HOST:PORT of a device server, which is compiled for and measures the latency;
-    evaluate_on: where the accuracy is counted
-    (quantune.tuning.measuring). The same call continues an interrupted search. Raises QuantuneError with one line
-    for the user.
+    evaluate_on: where the accuracy is counted (quantune.tuning.measuring). export: a format of others to write the
+    answer in too, such as qdq-onnx (docs/formats.md). The same call continues an interrupted search. Raises
+    QuantuneError with one line for the user.
     """
     progress = progress or Progress()
     model = str(model) if isinstance(model, Path) else model
@@ -113,6 +115,8 @@ def compile(
     machines = Machines(
         parse(target) if isinstance(target, str) else target, device, evaluate_on, threads, memory_limit
     )
+    if export is not None:
+        exports.check(export)
     folder = places.folder(out, "output folder")
     cache, peaks, notices = cache or ArtifactCache(), memory.Peaks(), Notices()
     with contextlib.ExitStack() as held:
@@ -129,6 +133,8 @@ def compile(
             debugging=debugging or Debugging(reproducer_dir=folder / "failures"),
             memory_limit=memory_limit, peaks=peaks, origin=Origin.of(model, calib, eval, options),
         ))  # fmt: skip
+        if export is not None:
+            exports.check_model(export, builder)
         evaluator = held.enter_context(Evaluator(builder, eval_split, threads=threads, place=place, metric=goal.judged))
         builder.prepare(search.baselines, calibration=True)
         progress.on_stage(f"reading {len(eval_split)} evaluation images")
@@ -136,7 +142,7 @@ def compile(
         tuning, notes = search.run(evaluator, folder, progress, peaks)
         if tuning.interrupted:
             builder.close(stop=True)
-        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=notes)
+        return finish(tuning, builder, evaluator, folder, notices, progress.on_stage, notes=notes, export=export)
 
 
 def _goal(objective: str, metric: str, drop: float | EllipsisType | None, relative: float | None) -> Objective:

@@ -10,19 +10,27 @@ from typing import TYPE_CHECKING
 from quantune.cli import entry
 from quantune.cli.compile_options import parser
 from quantune.cli.entry import interrupted, run
+from quantune.cli.single import (
+    FAILED,
+    FILES,
+    FOLDER,
+    OK,
+    build_local,
+    build_one,
+    check_export,
+    emit,
+    make_again,
+    options,
+    target,
+)  # fmt: skip
 from quantune.errors import UsageError
-from quantune.process import interrupts, places
+from quantune.process import places
 
 if TYPE_CHECKING:
-    from quantune.api import ModelOptions
     from quantune.cli.console import Console
     from quantune.cli.streams import Notes
-    from quantune.compiler.pipelines import Debugging
-    from quantune.compiler.targets import Target
-    from quantune.runtime.artifact import Artifact
 
-OK, FAILED, INFEASIBLE = 0, 1, 3
-_FOLDER = "quantune-out"
+INFEASIBLE = 3
 _SEARCH_ONLY = (
     "max_trials", "time_budget", "storage", "evaluate_on", "retry_failed", "weight_bits", "size_budget",
     "smallest_within", "score", "propose", "walk", "formats", "space", "metric", "max_drop", "max_relative_drop",
@@ -53,13 +61,13 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console(quiet=arguments.quiet)
     _check(arguments)
     if arguments.like is not None:
-        return _rebuild(arguments, console)
+        return make_again(arguments, console)
     if arguments.mode == "local":
-        return _build_local(arguments, console)
+        return build_local(arguments, console)
     if _emits_text(arguments):
-        return _emit(arguments, console)
+        return emit(arguments, console)
     if arguments.config is not None or arguments.emit == "vmfb":
-        return _build_one(arguments, console)
+        return build_one(arguments, console)
     return _search(arguments, console)
 
 
@@ -72,6 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
             "MODEL is missing: name what to compile, such as torchvision:resnet18 (--help lists the forms)"
         )
     _check_mode(arguments)
+    check_export(arguments)
     local = arguments.mode == "local"
     searching = arguments.config is None and arguments.emit is None and arguments.like is None and not local
     if searching:
@@ -92,10 +101,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to a search; leave out {without}, or it")
     if arguments.dump_ir_dir is not None:
         places.folder(arguments.dump_ir_dir, "--dump-ir-dir")
-    if arguments.output is not None and (_emits_text(arguments) or Path(arguments.output).suffix == ".vmfb"):
+    if arguments.output is not None and (_emits_text(arguments) or Path(arguments.output).suffix in FILES):
         places.file(arguments.output, "output")
     elif not _emits_text(arguments) and (arguments.like is None or arguments.output is not None):
-        places.folder(arguments.output or _FOLDER, "output folder")
+        places.folder(arguments.output or FOLDER, "output folder")
 
 
 def _check_like(arguments: argparse.Namespace) -> None:
@@ -123,7 +132,7 @@ def _check_mode(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} belongs to --mode local; give that too, or leave it out")
         return
-    for name in ("emit", "like", "device", "dump_ir_dir", "print_ir_after_all"):
+    for name in ("emit", "export", "like", "device", "dump_ir_dir", "print_ir_after_all"):
         if getattr(arguments, name) not in (None, False):
             option = name.replace("_", "-")
             raise UsageError(f"--mode local builds an artifact for this machine; leave out --{option}, or it")
@@ -147,7 +156,7 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
 
     optuna.logging.disable_default_handler()  # it prints what `Notes` decides about
     optuna.logging.enable_propagation()
-    folder = arguments.output or _FOLDER
+    folder = arguments.output or FOLDER
     for name, default in _SEARCH_DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
@@ -156,15 +165,15 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
     with console.search(arguments.max_trials, parse_metric(metric)) as display:
         result = api.compile(
             arguments.model, calib=arguments.calib, eval=arguments.eval,
-            target=_target(arguments), objective=arguments.objective, metric=metric,
+            target=target(arguments), objective=arguments.objective, metric=metric,
             max_drop=drop, max_relative_drop=arguments.max_relative_drop,
             max_trials=arguments.max_trials, time_budget_s=arguments.time_budget,
             out=folder, space=arguments.space, sampler=arguments.sampler, seed=arguments.seed,
-            threads=arguments.threads, options=_options(arguments), memory_limit=arguments.memory_limit,
+            threads=arguments.threads, options=options(arguments), memory_limit=arguments.memory_limit,
             storage=arguments.storage,
             retry_failed=bool(arguments.retry_failed), early_stop=not arguments.no_early_stop,
             transfer=not arguments.no_transfer, device=arguments.device, evaluate_on=arguments.evaluate_on,
-            weight_bits=arguments.weight_bits,
+            export=arguments.export, weight_bits=arguments.weight_bits,
             size_budget=arguments.size_budget, smallest_within=arguments.smallest_within, score=arguments.score,
             propose=arguments.propose, walk=arguments.walk, formats=arguments.formats, progress=display.progress,
         )  # fmt: skip
@@ -178,116 +187,6 @@ def _search(arguments: argparse.Namespace, console: Console) -> int:
               "the same command with --retry-failed tries again", file=sys.stderr)  # fmt: skip
         return FAILED
     return OK if result.feasible else INFEASIBLE
-
-
-def _build_one(arguments: argparse.Namespace, console: Console) -> int:
-    from quantune import api
-    from quantune.quantization.config import QuantConfig
-
-    config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
-    with console.stages() as progress:
-        artifact = api.quantize(
-            arguments.model, config, calib=_calibration(arguments, config.is_float), eval=arguments.eval,
-            target=_target(arguments), device=arguments.device, options=_options(arguments),
-            memory_limit=arguments.memory_limit, debugging=_debugging(arguments), progress=progress,
-        )  # fmt: skip
-    _save(artifact, arguments, console)
-    return OK
-
-
-def _build_local(arguments: argparse.Namespace, console: Console) -> int:
-    from quantune import api
-
-    with console.stages() as progress:
-        artifact, text = api.quantize_local(
-            arguments.model, calib=arguments.calib, config=arguments.config, target=_target(arguments),
-            target_db=arguments.target_sqnr, max_slowdown=arguments.max_slowdown, options=_options(arguments),
-            memory_limit=arguments.memory_limit, progress=progress,
-        )  # fmt: skip
-    print(text)
-    _save(artifact, arguments, console)
-    return OK
-
-
-def _save(artifact: Artifact, arguments: argparse.Namespace, console: Console) -> None:
-    output = Path(arguments.output or _FOLDER)
-    path = output if output.suffix == ".vmfb" else places.folder(output, "output folder") / "best.vmfb"
-    with interrupts.held():
-        artifact.save(path)
-    console.show_artifact(artifact, path)
-
-
-def _rebuild(arguments: argparse.Namespace, console: Console) -> int:
-    from quantune.rebuilding import rebuild
-
-    options = _options(arguments)
-    with console.stages() as progress:
-        made = rebuild(
-            arguments.like, model=arguments.model, calib=arguments.calib, eval=arguments.eval,
-            options=None if options == type(options)() else options, progress=progress,
-        )  # fmt: skip
-    if arguments.output is not None:
-        _save(made.artifact, arguments, console)
-    if made.differences:
-        print(f"{arguments.like}: made again, but it differs in {', '.join(made.differences)}")
-        return FAILED
-    print(f"{arguments.like}: made again, the same byte for byte")
-    return OK
-
-
-def _emit(arguments: argparse.Namespace, console: Console) -> int:
-    from quantune import api
-    from quantune.compiler.pipelines import parse as parse_module
-    from quantune.quantization.config import QuantConfig
-
-    config = QuantConfig.parse(arguments.config) if arguments.config is not None else QuantConfig()
-    if config.is_float and arguments.emit != "linalg":
-        raise UsageError(f"--emit={arguments.emit} with {config}: nothing is quantized; use --emit=linalg")
-    with console.stages() as progress:
-        builder = api.make_builder(
-            arguments.model, calib=_calibration(arguments, config.is_float or arguments.emit == "linalg"),
-            target=_target(arguments), device=arguments.device, sizes=(config.calib,),
-            eval=arguments.eval, options=_options(arguments), memory_limit=arguments.memory_limit,
-            debugging=_debugging(arguments), progress=progress,
-        )  # fmt: skip
-        lowered = builder.lower(config, until=arguments.emit)
-    if arguments.output is None:
-        print(parse_module(lowered.module).operation.get_asm(large_elements_limit=16))
-        return OK
-    path = Path(arguments.output)
-    text = lowered.module if path.suffix == ".mlirbc" else str(parse_module(lowered.module)).encode()
-    places.write(path, text, "output")
-    return OK
-
-
-def _calibration(arguments: argparse.Namespace, is_float: bool) -> str | None:
-    if arguments.calib is None and not is_float:
-        raise UsageError("--calib is missing: a quantized configuration needs calibration images")
-    return arguments.calib
-
-
-def _target(arguments: argparse.Namespace) -> Target:
-    from quantune.compiler.targets import parse
-
-    return parse(arguments.target or "cpu", **_target_details(arguments))
-
-
-def _target_details(arguments: argparse.Namespace) -> dict[str, str | None]:
-    from quantune.compiler.targets import BACKENDS
-
-    return {each.field: getattr(arguments, f"target_{each.field}") for each in BACKENDS.values()}
-
-
-def _options(arguments: argparse.Namespace) -> ModelOptions:
-    from quantune.api import ModelOptions
-
-    return ModelOptions(arguments.weights, arguments.image_shape, arguments.batch, arguments.classes)
-
-
-def _debugging(arguments: argparse.Namespace) -> Debugging:
-    from quantune.compiler.pipelines import Debugging
-
-    return Debugging(arguments.dump_ir_dir, arguments.print_ir_after_all, Path("quantune-failures"))
 
 
 if __name__ == "__main__":

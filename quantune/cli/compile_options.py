@@ -140,6 +140,7 @@ def parser() -> OneLineParser:
     )
     one.add_argument("--print-ir-after-all", action="store_true", help="the IR after each pass, on stderr")
     one.add_argument("--dump-ir-dir", type=Path, metavar="DIR", help="the IR after each pass, as files")
+    top.add_argument("--export", metavar="FORMAT", help="hand out in this format too: qdq-onnx, beside best.vmfb")
     top.add_argument("-q", "--quiet", action="store_true", help="no progress, only the result")
     top.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     return top

@@ -83,7 +83,7 @@ class Console:
             share = integer_share(result.artifact.layers)
             self._out.print(f"{share:.1%} of the multiply-accumulates of the artifact run in integers", soft_wrap=True)
         self._out.print(f"{len(tuning.trials)} trials, stopped: {tuning.stopped}", soft_wrap=True)
-        for name in ("best.vmfb", "report.html"):
+        for name in ("best.vmfb", "best.onnx", "report.html"):
             if (folder / name).is_file():
                 self._out.print(one_line(f"  {folder / name}"), soft_wrap=True)
 
@@ -95,6 +95,10 @@ class Console:
             f"{path}: {artifact.size_bytes / 1e6:.2f} MB, {share:.1%} of the multiply-accumulates in integers, {config}"
         )
         self._out.print(one_line(text), soft_wrap=True)
+
+    def show_export(self, path: Path, config: QuantConfig) -> None:
+        """One line about a file in another format."""
+        self._out.print(one_line(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {config.brief}"), soft_wrap=True)
 
 
 class SearchDisplay:

@@ -68,7 +68,7 @@ def _onnx(path: Path) -> bytes:
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise missing(error, "onnx", "reads ONNX files") from error
+        raise missing(error, "onnx", "reads and writes ONNX files") from error
     from quantune.frontend.importer import import_program
     from quantune.frontend.onnx_files import read_onnx
 

@@ -194,7 +194,10 @@ def _error(answer: Mapping[str, Any]) -> QuantuneError:
 def read_samples(answer: Mapping[str, Any]) -> Samples:
     """The samples a worker sent. Raises ValueError, TypeError or KeyError for anything else."""
     low, middle, high = map(float, answer["quartiles"])
+    most, nearly_all = map(float, answer["tail"])
     medians, minimum = tuple(map(float, answer["medians"])), float(answer["minimum"])
-    if not medians or not all(0 < value < math.inf for value in (*medians, minimum, low, middle, high)):
+    if not medians or not all(
+        0 < value < math.inf for value in (*medians, minimum, low, middle, high, most, nearly_all)
+    ):
         raise ValueError("times that are none")
-    return Samples(medians, minimum, (low, middle, high), int(answer["calls"]))
+    return Samples(medians, minimum, (low, middle, high), int(answer["calls"]), (most, nearly_all))

@@ -34,12 +34,16 @@ class Effort:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was measured of one program, in milliseconds: one median for each slice, and the quartiles of all calls."""
+    """What was measured of one program, in milliseconds: one median for each slice, and the quartiles of all calls.
+
+    tail: what nine, and 99, of a hundred calls do not exceed.
+    """
 
     medians: tuple[float, ...]
     minimum: float
     quartiles: tuple[float, float, float]
     calls: int
+    tail: tuple[float, float]
 
 
 def measure(calls: Sequence[Callable[[], object]], effort: Effort) -> list[Samples]:
@@ -102,6 +106,6 @@ def _time(call: Callable[[], object], count: int) -> np.ndarray:
 
 def _summary(parts: list[np.ndarray]) -> Samples:
     every = np.concatenate(parts)
-    low, middle, high = (float(value) for value in np.percentile(every, (25, 50, 75)))
+    low, middle, high, *tail = (float(value) for value in np.percentile(every, (25, 50, 75, 90, 99)))
     medians = tuple(float(np.median(part)) for part in parts)
-    return Samples(medians, float(every.min()), (low, middle, high), len(every))
+    return Samples(medians, float(every.min()), (low, middle, high), len(every), (tail[0], tail[1]))

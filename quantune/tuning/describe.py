@@ -19,6 +19,7 @@ from quantune.quantization.plan import QuantizationPlan, bits_of
 from quantune.report.report import build_report, verdict, write_report
 from quantune.runtime.artifact import Artifact
 from quantune.runtime.host import processor_name
+from quantune.runtime.measure import Samples
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.stopping import ERROR
 from quantune.tuning.builder import Builder
@@ -34,11 +35,11 @@ def describe(
     trial: TuningTrial,
     artifact: Artifact,
     verified: float,
-    latency: float | None = None,
+    latency: Samples | None = None,
 ) -> dict[str, Any]:
     """The recipe of an artifact: everything needed to make it again, and what it measured.
 
-    verified: the accuracy of the file, which is another program than the trial's. latency: of the file, in ms.
+    verified: the accuracy of the file, which is another program than the trial's. latency: of the file.
     """
     assert trial.score is not None
     provenance = artifact.provenance
@@ -47,6 +48,7 @@ def describe(
         "configuration": str(trial.config),
         "model": provenance.model,
         "model_fingerprint": provenance.fingerprint,
+        "input_shape": list(builder.model.input_shape),
         "target": provenance.target,
         "pipeline": provenance.pipeline,
         "flags": list(provenance.flags),
@@ -60,13 +62,19 @@ def describe(
         "accuracy": trial.score.accuracy,
         "accuracy_of_the_file": verified,
         "latency_ms": trial.score.latency_ms,
-        "latency_of_the_file_ms": latency,
+        "latency_of_the_file_ms": None if latency is None else latency.quartiles[1],
+        "latency_percentiles_of_the_file_ms": None if latency is None else _percentiles(latency),
         "threads": evaluator.threads,
         "timed_on": evaluator.timed_on,
         "counted_on": evaluator.counted_on,
         "rebuild": rebuild_command(builder, trial),
         "rebuild_exactly": _how_to_rebuild(builder),
     }
+
+
+def _percentiles(latency: Samples) -> dict[str, float]:
+    """Of the calls of the file, and how many there were."""
+    return {"50": latency.quartiles[1], "90": latency.tail[0], "99": latency.tail[1], "calls": latency.calls}
 
 
 def measured(evaluator: Evaluator, trial: TuningTrial) -> Measured | None:

@@ -27,7 +27,7 @@ from quantune.quantization.config import QuantConfig
 from quantune.runtime.devices import open_device
 from quantune.runtime.engines import Files, LocalRunner, LocalTimer
 from quantune.runtime.host import processor_name
-from quantune.runtime.measure import Effort
+from quantune.runtime.measure import Effort, Samples
 from quantune.search.scores import Score
 from quantune.search.stopping import Floor, looks
 from quantune.tuning.builder import Builder
@@ -239,10 +239,10 @@ class Evaluator:
         self._keep(built)
         return built.program.sha256
 
-    def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, float]:
-        """Latencies in ms of a configuration's program, as trials measure it, and of a file with its numbers inside."""
-        of_trial, of_file = self._time([self._files[self._program(config)], (path, None)], QUICK)
-        return of_trial, of_file
+    def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, Samples]:
+        """Latency in ms of a configuration's program, as trials measure it, and that of a file with all inside."""
+        of_trial, of_file = self._samples([self._files[self._program(config)], (path, None)], QUICK)
+        return of_trial.quartiles[1], of_file
 
     def verify(self, path: Path) -> float:
         """The metric of an artifact on disk, on all evaluation images, by fresh processes."""
@@ -287,10 +287,13 @@ class Evaluator:
         return self._files[sha]
 
     def _time(self, programs: list[Files], effort: Effort) -> list[float]:
+        return [sample.quartiles[1] for sample in self._samples(programs, effort)]
+
+    def _samples(self, programs: list[Files], effort: Effort) -> list[Samples]:
         samples = self._timer.time(programs, self._taken_up.images, effort)
         if isinstance(self._timer, LocalTimer):
             self.builder.programs.peaks.child("measurement", self._timer.peak_bytes)
-        return [sample.quartiles[1] for sample in samples]
+        return samples
 
     def _explained(self, error: NotFinite, config: QuantConfig) -> QuantuneError:
         index = self.split.indices[hashed_order(len(self.split))[error.row]]

@@ -15,9 +15,12 @@ from typing import Any
 
 from quantune.errors import QuantuneError, RunFailed
 from quantune.process import interrupts, places
+from quantune.report.card import write_card
 from quantune.runtime.artifact import Artifact
+from quantune.runtime.measure import Samples
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.scores import Score
+from quantune.tuning import exports
 from quantune.tuning.builder import Builder
 from quantune.tuning.describe import describe, measured, write_reports
 from quantune.tuning.evaluator import Evaluator
@@ -70,9 +73,11 @@ def finish(
     on_stage: Callable[[str], None] = lambda text: None,
     *,
     notes: Sequence[str] = (),
+    export: str | None = None,
 ) -> Result:
-    """Write the artifact of the chosen trial, its recipe and the reports into ``folder``; notes: for the reports.
+    """Write the artifact of the chosen trial, its recipe and the reports into ``folder``.
 
+    notes: for the reports. export: a format of others to write it in too.
     Raises RunFailed when the file does not answer as its trial did: then it is kept as rejected.vmfb, nothing is called
     the best, and report and study are kept.
     """
@@ -91,8 +96,12 @@ def finish(
         line = f"{reason}; the file is kept as {folder / REJECTED}, the measurements in the study"
         write_reports(folder, tuning, builder, evaluator, None, None, notices.texts, rejected=line, notes=notes)
         raise RunFailed(line) from reason
+    if export is not None and path is not None:
+        exports.write(export, builder, trial.config, path.with_suffix(exports.FORMATS[export]))
     with interrupts.held():
         report = write_reports(folder, tuning, builder, evaluator, trial, artifact, notices.texts, notes=notes)
+        if path is not None:
+            write_card(json.loads((folder / RECIPE).read_text(encoding="utf-8")), report, folder)
     return Result(artifact, path, tuning.feasible, tuning, report, notices.texts)
 
 
@@ -137,24 +146,25 @@ def _verified(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float:
     return found
 
 
-def _timed(evaluator: Evaluator, trial: TuningTrial, path: Path) -> float | None:
-    """The latency of the file in ms, told when it is longer than its trial's program takes beside it.
+def _timed(evaluator: Evaluator, trial: TuningTrial, path: Path) -> Samples | None:
+    """The latency of the file, told when it is longer than its trial's program takes beside it.
 
     It decides nothing: where it cannot be measured that is told, and the file stands, which answered as its trial did.
     """
     if _score(trial).latency_ms is None:
         return None
     try:
-        measured_ms, file_ms = evaluator.time_beside(trial.config, path)
+        measured_ms, samples = evaluator.time_beside(trial.config, path)
     except QuantuneError as error:
         logger.warning("the artifact could not be timed, the latency is that of its trial: %s", error)
         return None
+    file_ms = samples.quartiles[1]
     if file_ms > _SLOWER * measured_ms:
         logger.warning(
             "the artifact takes %.3g ms, the program that its trial measured %.3g ms, timed side by side",
             file_ms, measured_ms,
         )  # fmt: skip
-    return file_ms
+    return samples
 
 
 def _score(trial: TuningTrial) -> Score:

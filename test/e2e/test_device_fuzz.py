@@ -51,7 +51,7 @@ REQUESTS = (
     {"type": "renew"},
 )  # fmt: skip
 
-SAMPLE = {"quartiles": [1.0, 2.0, 3.0], "medians": [2.0, 2.0], "minimum": 1.0, "calls": 7}
+SAMPLE = {"quartiles": [1.0, 2.0, 3.0], "medians": [2.0, 2.0], "minimum": 1.0, "calls": 7, "tail": [4.0, 5.0]}
 ANSWERS: dict[str, dict[str, Any]] = {
     "missing": {"missing": []},
     "put": {},

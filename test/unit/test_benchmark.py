@@ -79,7 +79,7 @@ def test_measure_counts_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     # Three calls warm up for 2.5 ms, and say that 6 fill a slice of 6 ms.
     (sample,) = measure([clock.call(1)], Effort(repetitions=2, min_seconds=0.012, warmup_seconds=0.0025))
-    assert sample == Samples((1.0, 1.0), 1.0, (1.0, 1.0, 1.0), 12)
+    assert sample == Samples((1.0, 1.0), 1.0, (1.0, 1.0, 1.0), 12, (1.0, 1.0))
     assert clock.calls == 3 + 12
 
 
@@ -97,8 +97,8 @@ def test_medians_of_slices_and_quartiles_of_all_calls(monkeypatch: pytest.Monkey
     slices = (2, 9, 1), (4, 10, 4)
     calls = [clock.call(*warm, *slices[0], *slices[1]), clock.call(4)]
     found, other = measure(calls, Effort(repetitions=2, min_seconds=0.024, warmup_seconds=0))
-    assert found == Samples((2.0, 4.0), 1.0, (2.5, 4.0, 7.75), 6)
-    assert other == Samples((4.0, 4.0), 4.0, (4.0, 4.0, 4.0), 6)
+    assert found == Samples((2.0, 4.0), 1.0, (2.5, 4.0, 7.75), 6, (9.5, 9.95))
+    assert other == Samples((4.0, 4.0), 4.0, (4.0, 4.0, 4.0), 6, (4.0, 4.0))
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_resident_memory_grows() -> None:
 
 
 def test_speedup() -> None:
-    slow = Samples((2.0, 4.0, 6.0, 8.0), 1.0, (1.0, 2.0, 3.0), 4)
-    fast = Samples((1.0, 2.0, 3.0, 2.0), 1.0, (1.0, 2.0, 3.0), 4)
+    slow = Samples((2.0, 4.0, 6.0, 8.0), 1.0, (1.0, 2.0, 3.0), 4, (3.0, 3.0))
+    fast = Samples((1.0, 2.0, 3.0, 2.0), 1.0, (1.0, 2.0, 3.0), 4, (3.0, 3.0))
     found = _speedup(slow, fast)
     assert found.value == 2
     assert found.low == 2
@@ -146,7 +146,9 @@ def test_speedup() -> None:
 def test_the_interval_of_a_speedup_is_that_of_the_median_of_slices() -> None:
     random = np.random.default_rng(1)
     ratios = 2 * np.exp(random.normal(0, 0.1, 25))
-    found = _speedup(Samples(tuple(ratios), 1.0, (1.0, 2.0, 3.0), 25), Samples((1.0,) * 25, 1.0, (1.0, 1.0, 1.0), 25))
+    tails = (1.0, 1.0)
+    slow = Samples(tuple(ratios), 1.0, (1.0, 2.0, 3.0), 25, tails)
+    found = _speedup(slow, Samples((1.0,) * 25, 1.0, (1.0, 1.0, 1.0), 25, tails))
     assert found.value == np.median(ratios)
     # The order statistics between which the median lies with 95 %: the 8th and the 18th of 25 (binomial).
     low, high = np.sort(ratios)[[7, 17]]
@@ -183,7 +185,7 @@ class Answers:
         return {"resident": 4096, "device": 512}
 
     def compare(self, *_: object) -> tuple[list[Samples], int]:
-        return [Samples(medians, medians[0] / 2, (1, 3, 7), 11) for medians in ((2, 4), (1, 2))], 5
+        return [Samples(medians, medians[0] / 2, (1, 3, 7), 11, (8, 9)) for medians in ((2, 4), (1, 2))], 5
 
 
 def test_numbers_of_a_comparison(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,27 +52,30 @@ ALLOWED: dict[str, set[str]] = {
     "quantune.runtime": names("numpy iree .artifact .process .quantization"),
     "quantune.device": names("numpy .artifact .compiler .process .runtime .versions"),
     "quantune.cluster": names("numpy distributed .artifact .device .process .runtime"),
+    "quantune.export": names("numpy onnx torch_mlir mlir_passes mlir_passes.network .numerics .quantization"),
     "quantune.search": names("numpy scipy optuna sqlalchemy grpc xgboost .metrics .numerics .process .quantization"),
-    "quantune.report": names("jinja2 matplotlib pydantic .quantization .search"),
+    "quantune.report": names("jinja2 matplotlib pydantic .process .quantization .search"),
     "quantune.tuning": names(
-        "numpy scipy optuna mlir_passes.network .allocation .artifact .cache .cluster .compiler .data .device .frontend"
-        " .metrics .numerics .process .quantization .refine .report .runtime .search .versions"
+        "numpy scipy onnx optuna mlir_passes.network .allocation .artifact .cache .cluster .compiler .data .device"
+        " .export .frontend .metrics .numerics .process .quantization .refine .report .runtime .search .versions"
     ),
     "quantune.api": names(
         "torch .cache .compiler .data .frontend .metrics .process .quantization .runtime .search .tuning .zoo"
     ),
+    "quantune.exporting": names(".api .process .quantization .tuning"),
     "quantune.rebuilding": names(".api .artifact .cache .compiler .data .quantization .runtime .tuning"),
     "quantune.verification": names("numpy .artifact .compiler .data .device .metrics .process .runtime"),
     "quantune.cli": names(
         "rich optuna torch_mlir mlir_passes .api .artifact .cache .compiler .device .metrics .process .quantization"
-        " .rebuilding .runtime .search .verification .versions"
+        " .rebuilding .runtime .search .tuning .verification .versions"
     ),
-    "quantune": names(".api .quantization .rebuilding .runtime .tuning .versions"),
+    "quantune": names(".api .exporting .quantization .rebuilding .runtime .tuning .versions"),
 }
 
 # Heavy, or not needed by every use of the file: to be imported by the function that needs it.
 INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/compiler": {"torch_mlir", "iree"},
+    "quantune/tuning": {"onnx", "quantune.export.qdq"},
     "quantune/cli": {"torch_mlir", "optuna"},
     "quantune/quantization": {"optuna"},
     "quantune/api.py": {"torch", "quantune.frontend.models", "quantune.zoo"},

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from quantune.errors import EnvironmentFailure, QuantuneError, RunFailed
+from quantune.metrics import METRICS
 from quantune.quantization.config import QuantConfig
 from quantune.report.report import build_report, verdict
+from quantune.runtime.measure import Samples
 from quantune.search.result import TuningResult, TuningTrial
 from quantune.search.scores import Objective, Score
 from quantune.tuning import outcome
@@ -35,6 +37,8 @@ class Saved:
 class Measures:
     """An evaluator that tells fixed numbers of the file."""
 
+    metric = METRICS["top-1"]
+
     def __init__(self, accuracy: float | Exception, latency_ms: float = 2.0) -> None:
         self._accuracy, self._latency_ms = accuracy, latency_ms
 
@@ -44,8 +48,9 @@ class Measures:
             raise self._accuracy
         return self._accuracy
 
-    def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, float]:
-        return 2.0, self._latency_ms
+    def time_beside(self, config: QuantConfig, path: Path) -> tuple[float, Samples]:
+        median = self._latency_ms
+        return 2.0, Samples((median,), median, (median, median, median), 10, (2 * median, 3 * median))
 
 
 @pytest.fixture
@@ -61,7 +66,10 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(outcome, "write_reports", write)
     monkeypatch.setattr(outcome, "measured", lambda evaluator, trial: None)
-    monkeypatch.setattr(outcome, "describe", lambda b, e, t, a, verified, latency: {"file": [verified, latency]})
+    monkeypatch.setattr(
+        outcome, "describe", lambda b, e, t, a, verified, latency: {"file": [verified, latency and latency.tail[0]]}
+    )
+    monkeypatch.setattr(outcome, "write_card", lambda recipe, report, folder: (folder / "README.md").touch())
     return written
 
 
@@ -78,17 +86,17 @@ def test_a_file_that_answers_as_its_trial_did_is_the_best(
 ) -> None:
     result = end(tmp_path, Measures(accuracy, 2.1))
     assert result.path == tmp_path / "best.vmfb"
-    assert result.path.read_bytes() == b"new"
-    assert json.loads((tmp_path / "best.json").read_text())["file"] == [accuracy, 2.1]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best.json", "best.vmfb"]
+    assert (tmp_path / "best.vmfb").read_bytes() == b"new"
+    assert json.loads((tmp_path / "best.json").read_text())["file"] == [accuracy, 4.2]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["README.md", "best.json", "best.vmfb"]
     assert reports == [{"trial": TRIAL, "warnings": (), "rejected": None}]
 
 
 @pytest.mark.parametrize(
     ("found", "line"),
     [
-        (0.03, r"answers 3\.00% of 200 images right, its trial answered 100\.00%"),
-        (1 - 2 / IMAGES, r"answers 99\.00% of 200 images right, its trial answered 100\.00%"),
+        (0.03, r"reaches top-1 3\.00% on 200 images, its trial reached 100\.00%"),
+        (1 - 2 / IMAGES, r"reaches top-1 99\.00% on 200 images, its trial reached 100\.00%"),
         (RunFailed("it crashed"), "does not run as its trial did: it crashed"),
     ],
 )
