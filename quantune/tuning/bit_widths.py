@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,12 +26,12 @@ from quantune.allocation.solve import optimal, weight_bytes
 from quantune.data.splits import batches
 from quantune.errors import UsageError
 from quantune.numerics.affine import QuantParams, dequantize
-from quantune.numerics.simulate import full_batch
+from quantune.process import scratch
 from quantune.quantization.bits import F32, WEIGHT_BITS, BitWidths, LayerBits
 from quantune.quantization.config import QuantConfig
 from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
 from quantune.refine import twin
-from quantune.runtime.program import Program
+from quantune.runtime.engines import LocalRunner
 from quantune.tuning.builder import Builder
 from quantune.tuning.compiling import Built
 
@@ -115,18 +114,25 @@ class Allocator:
 
     def logits(self, widths: Sequence[BitWidths], images: int) -> Iterator[np.ndarray]:
         """The compiled programs' first results on the first calibration images: f32's, then those of the widths."""
-        size, device = self.builder.model.input_shape[0], self.builder.target.device()
-        shown = list(batches(self.builder.calibration.first(images), size))
-        numbers = _Numbers(self.builder, self.config)
-
-        def run(job: tuple[Built, dict[str, np.ndarray] | None]) -> np.ndarray:
-            return _run(*job, device, shown, size)
-
-        # Programs run outside of Python's lock: beside each other, and beside the passes that make the next numbers.
-        workers = (os.cpu_count() or 1) if device == "local-sync" else 1
-        with ThreadPoolExecutor(workers) as pool:
-            yield run((self.builder.build(QuantConfig(precision="f32")), None))
-            yield from pool.map(run, (numbers.of(bits) for bits in widths))
+        builder = self.builder
+        numbers, target = _Numbers(builder, self.config), builder.target
+        shown = builder.calibration.first(images)
+        # In processes of their own: programs that run beside each other in threads of one process share its device.
+        runner = LocalRunner(
+            device=target.device(),
+            count=None if target.on_processor else 1,
+            memory_limit=builder.programs.memory_limit if target.on_processor else None,
+        )
+        with contextlib.closing(runner), scratch.folder("scores") as folder:
+            file = folder / "images.npy"
+            np.save(file, next(batches(shown, len(shown))))
+            yield runner.run(builder.build(QuantConfig(precision="f32")).program.path, None, file, 0, len(shown))
+            for number, bits in enumerate(widths):
+                built, values = numbers.of(bits)
+                beside = folder / f"{number}.npz"  # of a name of its own: workers keep what they loaded last
+                np.savez(beside, **values)  # type: ignore[arg-type]
+                yield runner.run(built.program.path, beside, file, 0, len(shown))
+                beside.unlink()
 
     def alone(self, columns: Sequence[Column], images: int) -> Iterator[np.ndarray]:
         """The first result on the first calibration images of f32, and of it with one layer quantized by a choice.
@@ -179,12 +185,3 @@ class _Numbers:
         if choice not in self._uniform:
             self._uniform[choice] = self.builder.build(replace(self.config, bits=BitWidths(choice)))
         return self._uniform[choice]
-
-
-def _run(
-    built: Built, numbers: dict[str, np.ndarray] | None, device: str, shown: Sequence[np.ndarray], size: int
-) -> np.ndarray:
-    program = Program(built.program.path, device=device, parameters=numbers)
-    results = [program(full_batch(batch, size)) for batch in shown]
-    first = [result[0] if isinstance(result, tuple) else result for result in results]
-    return np.concatenate([result[: len(batch)] for result, batch in zip(first, shown, strict=True)])

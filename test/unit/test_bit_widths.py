@@ -114,11 +114,14 @@ def test_numbers_of_a_mixed_network_are_put_together_from_uniform_ones(allocator
     """What a flip runs is what building that configuration would give."""
     (first, *_, last) = allocator.network.layers
     bits = BitWidths(LayerBits(8), ((first.name, LayerBits(3)), (last.name, LayerBits(5))))
-    f32, composed = list(allocator.logits([bits], 6))
-    artifact = allocator.builder.artifact(QuantConfig(bits=bits))
-    np.testing.assert_array_equal(composed, np.concatenate([artifact(image) for image in IMAGES]))
+    wide = BitWidths(LayerBits(8), ((last.name, LayerBits(2)),))
+    f32, other, composed = list(allocator.logits([wide, bits], 6))
+    for widths, found in ((wide, other), (bits, composed)):
+        artifact = allocator.builder.artifact(QuantConfig(bits=widths))
+        np.testing.assert_array_equal(found, np.concatenate([artifact(image) for image in IMAGES]))
     assert f32.shape == composed.shape == (6, 4)
     assert not np.array_equal(f32, composed)
+    assert not np.array_equal(other, composed)
 
 
 def test_one_layer_alone_is_what_its_own_artifact_computes(allocator: Allocator) -> None:
