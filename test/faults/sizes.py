@@ -1,4 +1,4 @@
-"""How often the tests of this folder try: by default in less than an hour; QUANTUNE_FAULTS=full takes hours."""
+"""How often the tests of this folder try: few times by default; with QUANTUNE_FAULTS=full for hours."""
 
 from __future__ import annotations
 
