@@ -148,12 +148,10 @@ class ClusterRunner:
         return [future for future in running if future.status != "pending"]
 
     def _result(self, future: Any) -> dict[str, Any]:
-        if future.status != "finished":
-            with self._told():
-                future.result(timeout=_CONNECT_S)
-            raise EnvironmentFailure(f"cluster {self.uri}: a shard was {future.status}")
+        # One that was lost with its worker may have been given to another meanwhile, and be finished.
+        patience = _PATIENCE_S if future.status == "finished" else _CONNECT_S
         with self._told():
-            told = future.result(timeout=_PATIENCE_S)
+            told = future.result(timeout=patience)
         if "error" in told:
             kind = getattr(errors, str(told["error"]), None)
             known = kind if isinstance(kind, type) and issubclass(kind, QuantuneError) else RunFailed

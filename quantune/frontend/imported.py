@@ -39,9 +39,20 @@ class ImportedModel:
             raise UsageError(f"model '{self.name}' has inputs {shapes}; expected one image batch (n, c, h, w)")
         return inputs[0].shape
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of an image's outputs. Raises UsageError unless there is one output with a row for each image."""
+        batch, shapes = self.input_shape[0], [self.network.by_name[name].shape for name in self.network.outputs]
+        if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][0] != batch:
+            told = ", ".join(map(str, shapes)) or "nothing"
+            raise UsageError(
+                f"model '{self.name}' gives {told}; expected one output with a row for each image ({batch}, …)"
+            )
+        return shapes[0][1:]
+
     def check_searchable(self) -> None:
-        """Raise UsageError for a network that no search can do anything with: nothing to quantize, or no images."""
-        _ = self.input_shape  # one batch of images
+        """Raise UsageError for a network that no search can do anything with, having nothing to quantize, say."""
+        _ = self.output_shape
         if not self.network.layers:
             raise UsageError(
                 f"model '{self.name}' has no convolution or matrix product with constant weights to quantize; "

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from quantune.metrics.base import Array, Metric, Rows
 
@@ -30,6 +29,8 @@ class Divergence(_Distance):
 
     def rows(self, outputs: Array, labels: NDArray[np.generic] | None, reference: Array | None) -> Rows:
         """The divergence of each image, f64[n, 1]."""
+        from scipy.special import log_softmax  # whoever only runs artifacts has no scipy
+
         assert reference is not None
         p, q = (log_softmax(values.astype(np.float64), axis=1) for values in (reference, outputs))
         each = (np.exp(p) * (p - q)).sum(axis=1)

@@ -32,7 +32,7 @@ from quantune.search.scores import Score
 from quantune.search.stopping import Floor, looks
 from quantune.tuning.builder import Builder
 from quantune.tuning.compiling import Built
-from quantune.tuning.judging import Judge, Run, output_shape
+from quantune.tuning.judging import Judge, Run
 from quantune.tuning.measuring import Measuring
 from quantune.tuning.overflow import NotFinite, explained, finite
 
@@ -78,8 +78,7 @@ class Evaluator:
                 f"{eval_split.source.name} has images of shape {eval_split.source.shape}, "
                 f"model '{model.name}' takes {model.input_shape[1:]}"
             )
-        results = [model.network.by_name[name].shape for name in model.network.outputs]
-        shape = output_shape(model.name, results, model.input_shape[0])
+        shape = model.output_shape
         metric.check(shape, label_shape(eval_split))
         self._classes = shape[0] if metric.binary else None
         target, self.threads = builder.target, threads

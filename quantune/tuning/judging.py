@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantune.cache import ArtifactCache, content_key
-from quantune.errors import EnvironmentFailure, UsageError
+from quantune.errors import EnvironmentFailure
 from quantune.metrics.base import Metric, Rows, pseudo_values, value_of
 from quantune.process import scratch
 from quantune.search.scores import pack_correct, pack_values, unpack_correct
@@ -22,14 +22,6 @@ OUTPUT_BYTES = 256 << 20
 
 Run = Callable[[int, int], NDArray[np.floating]]
 """The outputs on images [first, end) of the evaluation set, in the order of evaluation."""
-
-
-def output_shape(model: str, shapes: list[tuple[int, ...]], batch: int) -> tuple[int, ...]:
-    """The shape of the outputs of an image. Raises UsageError unless there is one output with a row for each image."""
-    if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][0] != batch:
-        told = ", ".join(map(str, shapes)) or "nothing"
-        raise UsageError(f"model '{model}' gives {told}; expected one output with a row for each image ({batch}, ...)")
-    return shapes[0][1:]
 
 
 class Judge:

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from quantized import (
-    LAYOUTS,
     Form,
     assert_same_bits,
     call,
@@ -118,7 +117,9 @@ def _images(seed: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("layout", "config"),
     [
-        *((layout, QuantConfig()) for layout in LAYOUTS),
+        ("nchw", QuantConfig()),
+        pytest.param("nhwc", QuantConfig(), marks=pytest.mark.slow),
+        pytest.param("target", QuantConfig(), marks=pytest.mark.slow),
         ("target", QuantConfig(scheme="symmetric_uint8", clip="kl")),
         ("target", QuantConfig(scheme="symmetric_power2")),
     ],

@@ -203,6 +203,7 @@ class Answered(Labelled):
             return image, int(self._net(torch.from_numpy(image[None])).argmax())
 
 
+@pytest.mark.slow
 def test_the_smallest_within_a_bound_is_walked_to_measured_and_walked_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,11 @@ def search(calib: str, evaluation: str, out: str) -> dict:
     return json.loads((Path(out) / "best.json").read_text())
 
 
-@pytest.mark.parametrize("evaluation", ["npz:one.npz", "npz:other.npz"], ids=["one-set", "two-sets"])
+@pytest.mark.parametrize(
+    "evaluation",
+    ["npz:one.npz", pytest.param("npz:other.npz", marks=pytest.mark.slow)],
+    ids=["one-set", "two-sets"],
+)
 def test_the_command_in_best_json_makes_the_same_artifact(
     home: Path, evaluation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

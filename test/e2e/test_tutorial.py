@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOOLS = ("quantune-compile", "quantune-opt", "quantune-benchmark")
 
 
+@pytest.mark.slow
 def test_tutorial(tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     printed, shown = "", 0

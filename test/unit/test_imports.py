@@ -81,6 +81,7 @@ INSIDE_FUNCTIONS_ONLY: dict[str, set[str]] = {
     "quantune/api.py": {"torch", "quantune.frontend.models", "quantune.zoo"},
     "quantune/frontend/imported.py": {"torch_mlir"},
     "quantune/refine": {"torch"},
+    "quantune/metrics": {"scipy"},
     "quantune/runtime": {"iree"},
     "quantune/search": {"xgboost", "grpc"},
     "quantune/cluster": {"distributed"},

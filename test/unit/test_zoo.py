@@ -19,6 +19,7 @@ from quantune import api
 from quantune.cache import ArtifactCache
 from quantune.cli.console import SearchDisplay
 from quantune.errors import EnvironmentFailure, UsageError
+from quantune.metrics import DEFAULT, METRICS
 from quantune.zoo import recipes, store, train
 from quantune.zoo.pools import augmented, pool
 from quantune.zoo.recipes import CLASSES, RECIPES, SIZES, Recipe
@@ -102,7 +103,7 @@ def test_a_network_is_trained_once_and_kept(tmp_path: Path) -> None:
     assert not store.network(TINY, path).training
 
 
-@pytest.mark.parametrize("epochs_before", [0, 1])
+@pytest.mark.parametrize("epochs_before", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_training_that_was_stopped_goes_on(tmp_path: Path, epochs_before: int) -> None:
     class Stop(Exception):
         pass
@@ -205,7 +206,7 @@ def test_the_bar_says_what_is_trained_and_how_long_it_takes() -> None:
     screen = io.StringIO()
     console = RichConsole(file=screen, force_terminal=True, width=140)
     with Progress(TextColumn("{task.description} {task.percentage:.0f}% {task.fields[note]}"), console=console) as bar:
-        hear = SearchDisplay(bar, console, None).progress.on_training
+        hear = SearchDisplay(bar, console, None, METRICS[DEFAULT]).progress.on_training
         for done, text in ((0.0, "training x, once"), (0.0, "drawing"), (0.5, "epoch 3"), (0.75, "epoch 4")):
             hear(done, text)
     assert re.search(r"training x, once 75% epoch 4  \d+ s left", screen.getvalue())
