@@ -179,7 +179,7 @@ def option_effects(report: Report) -> list[tuple[str, list[tuple[str, float, int
     rows = [(r, r.measurement) for r in report.trials if r.kind == "search" and r.measurement is not None]
     if not rows:
         return []
-    mean = statistics.fmean(m.accuracy for _, m in rows)
+    mean, sign = statistics.fmean(m.accuracy for _, m in rows), 1 if report.objective.higher else -1
     effects = []
     for name in dict.fromkeys(n for r, _ in rows for n in r.params):
         groups: dict[str, list[float]] = {}
@@ -187,8 +187,8 @@ def option_effects(report: Report) -> list[tuple[str, list[tuple[str, float, int
             groups.setdefault(str(row.params.get(name, LATER.get(name))), []).append(measured.accuracy)
         means = [(value, statistics.fmean(group) - mean, len(group)) for value, group in groups.items()]
         if len(means) > 1:
-            effects.append((name, sorted(means, key=lambda e: -e[1])))
-    return sorted(effects, key=lambda e: e[1][-1][1] - e[1][0][1])
+            effects.append((name, sorted(means, key=lambda e: -sign * e[1])))
+    return sorted(effects, key=lambda e: sign * (e[1][-1][1] - e[1][0][1]))
 
 
 def render_html(report: Report) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantune.errors import UsageError
+from quantune.metrics import METRICS
 from quantune.quantization.config import QuantConfig
 from quantune.report.report import (
     _bytes,
@@ -184,6 +185,15 @@ def test_reader_raises_only_usage_errors(tmp_path_factory: pytest.TempPathFactor
     path.write_bytes(data)
     with pytest.raises(UsageError, match=r"fuzz\.json"):
         read_report(path)
+
+
+def test_where_less_is_better_the_best_option_has_the_least() -> None:
+    made = report(result(objective=Objective("accuracy", judged=METRICS["kl"])))
+    for _, values in option_effects(made):
+        means = [effect for _, effect, _ in values]
+        assert means == sorted(means)
+    assert "kl, nats" in render_html(made)
+    assert 'class="up"' in render_html(made)
 
 
 def test_option_effects_are_differences_of_means() -> None:
