@@ -33,7 +33,7 @@ from quantune.quantization.plan import QuantizationPlan, integer_layers, lay_out
 from quantune.refine import twin
 from quantune.runtime.engines import LocalRunner
 from quantune.tuning.builder import Builder
-from quantune.tuning.compiling import Built
+from quantune.tuning.compiling import Built, beside
 
 CHOICES = tuple(LayerBits(bits) for bits in WEIGHT_BITS)
 """What a layer may have where only its weights' size matters: activations of eight bits."""
@@ -127,12 +127,10 @@ class Allocator:
             file = folder / "images.npy"
             np.save(file, next(batches(shown, len(shown))))
             yield runner.run(builder.build(QuantConfig(precision="f32")).program.path, None, file, 0, len(shown))
-            for number, bits in enumerate(widths):
+            for bits in widths:
                 built, values = numbers.of(bits)
-                beside = folder / f"{number}.npz"  # of a name of its own: workers keep what they loaded last
-                np.savez(beside, **values)  # type: ignore[arg-type]
-                yield runner.run(built.program.path, beside, file, 0, len(shown))
-                beside.unlink()
+                with beside(values) as own:
+                    yield runner.run(built.program.path, own, file, 0, len(shown))
 
     def alone(self, columns: Sequence[Column], images: int) -> Iterator[np.ndarray]:
         """The first result on the first calibration images of f32, and of it with one layer quantized by a choice.

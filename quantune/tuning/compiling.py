@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from quantune.cache import ArtifactCache, content_key
 from quantune.compiler.iree import CompiledModule, compile_module
 from quantune.compiler.pipelines import Debugging
 from quantune.compiler.targets import Target
-from quantune.process import memory
+from quantune.process import memory, scratch
 from quantune.runtime.devices import processors
 
 AHEAD = 2
@@ -77,3 +80,19 @@ class Programs:
             )  # fmt: skip
         self.peaks.child("compilation", program.peak_bytes)
         return program
+
+
+@contextlib.contextmanager
+def beside(numbers: Mapping[str, np.ndarray] | None) -> Iterator[Path | None]:
+    """Numbers as a file to run a program with, while it is needed; its path is its own: workers keep what they load.
+
+    None where a program has its numbers inside.
+    """
+    if numbers is None:
+        yield None
+        return
+    with scratch.folder("numbers") as folder:
+        path = folder / "numbers.npz"
+        with scratch.told():
+            np.savez(path, **numbers)  # type: ignore[arg-type]
+        yield path

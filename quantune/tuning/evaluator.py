@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +29,7 @@ from quantune.runtime.measure import Effort, Samples
 from quantune.search.scores import Score
 from quantune.search.stopping import Floor, looks
 from quantune.tuning.builder import Builder
-from quantune.tuning.compiling import Built
+from quantune.tuning.compiling import Built, beside
 from quantune.tuning.judging import Judge, Run
 from quantune.tuning.measuring import Measuring
 from quantune.tuning.overflow import NotFinite, explained, finite
@@ -176,7 +174,7 @@ class Evaluator:
 
     def _measure(self, built: Built) -> Score:
         start = time.monotonic()
-        with self._numbers(built) as numbers:
+        with beside(built.numbers) as numbers:
             rows, seconds = self._answers(built, numbers)
         if isinstance(self._runner, LocalRunner):
             self.builder.programs.peaks.child("evaluation", self._runner.peak_bytes)
@@ -219,7 +217,7 @@ class Evaluator:
     def _take_reference(self) -> None:
         """Let the f32 network answer all images, with which the metric compares."""
         built = self.builder.build(_F32)
-        with self._numbers(built) as numbers:
+        with beside(built.numbers) as numbers:
             run = self._run(built.program.path, numbers)
             self._judge.set_reference(built.key, len(self.split), lambda first, end: finite(run(first, end), first))
 
@@ -251,18 +249,6 @@ class Evaluator:
         self._runner.renew()
         return self._judge.value(self._judge.rows(labels, 0, len(labels), self._run(path, None)))
 
-    @contextlib.contextmanager
-    def _numbers(self, built: Built) -> Iterator[Path | None]:
-        """The numbers of a configuration as a file, while it is needed."""
-        if built.numbers is None:
-            yield None
-            return
-        with scratch.folder("numbers") as folder:
-            path = folder / "numbers.npz"
-            with scratch.told():
-                np.savez(path, **built.numbers)  # type: ignore[arg-type]
-            yield path
-
     def answers(self, config: QuantConfig, images: Split) -> NDArray[np.floating]:
         """What a configuration's program gives for other images than those it is judged by, f[n, classes]."""
         path = self._folder / f"{images.fingerprint[:32]}.npy"
@@ -270,7 +256,7 @@ class Evaluator:
             with scratch.told():
                 np.save(path, next(batches(images, len(images))))
         built = self.builder.build(config)
-        with self._numbers(built) as numbers:
+        with beside(built.numbers) as numbers:
             logits = self._runner.run(built.program.path, numbers, path, 0, len(images))
         return finite(logits)
 
